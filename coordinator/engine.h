@@ -1,0 +1,112 @@
+#ifndef CONCLAVE_COORDINATOR_ENGINE_H_
+#define CONCLAVE_COORDINATOR_ENGINE_H_
+
+// What the public services ask of the engine, in domain types. The services validate, translate and
+// stream; the engine schedules and owns all state.
+//
+//   auto sink = std::make_shared<MySink>();
+//   ASSIGN_OR_RETURN(RequestId id, engine.Submit({.tokens = ids, .max_tokens = 16, .sink = sink}));
+//   ... sink->OnTokens(...) zero or more times, then sink->OnEnd(...) exactly once ...
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "model/config.h"
+#include "proto/conclave/internal/v1/worker.pb.h"
+#include "proto/conclave/v1/cluster.pb.h"
+
+namespace conclave::coordinator {
+
+using RequestId = uint64_t;
+
+// One generated token.
+struct TokenEvent {
+  int token = 0;
+  float logprob = 0;                       // if the request asked for log-probabilities
+  std::vector<std::pair<int, float>> top;  // by falling logprob
+};
+
+enum class FinishReason { kStop, kLength, kCancelled, kHeads };
+
+// How a request ended. `status` is OK exactly when `reason` counts.
+struct Outcome {
+  absl::Status status;
+  FinishReason reason = FinishReason::kStop;
+  int prompt_tokens = 0;
+  int completion_tokens = 0;
+  absl::Duration queue_time;
+  absl::Duration first_token_time;
+  absl::Duration total_time;
+};
+
+// Where results of one request go. Called from the scheduler thread, one call at a time; must not
+// block and must not call the engine.
+class RequestSink {
+ public:
+  virtual ~RequestSink() = default;
+  virtual void OnTokens(std::span<const TokenEvent> tokens) = 0;
+  // logits [rows, labels] of head `head` at positions [first_position, first_position + rows).
+  virtual void OnHeadLogits(int head, int first_position, std::span<const float> logits) = 0;
+  // Exactly once, and nothing after it.
+  virtual void OnEnd(const Outcome& outcome) = 0;
+};
+
+// Rows of the prompt at which a head is read: [first, first + count).
+struct HeadRead {
+  int head = 0;
+  int first = 0;
+  int count = 0;
+};
+
+// Checked by the services: ids in range, 1 <= tokens < context (generation) or <= context (heads).
+struct Request {
+  std::vector<int32_t> tokens;
+  int max_tokens = 0;  // 0 with heads: the request ends after prefill
+  internal::v1::Sampling sampling;
+  bool ignore_eos = false;
+  std::vector<int> stop_token_ids;
+  std::vector<HeadRead> heads;
+  std::vector<uint32_t> forced_expert_ids;  // [positions, layers, k]
+  absl::Time deadline = absl::InfiniteFuture();
+  std::shared_ptr<RequestSink> sink;
+};
+
+// A head that is loaded.
+struct Head {
+  std::string name;
+  std::string dir;  // empty: the checkpoint's own
+  model::HeadConfig config;
+  bool backbone_verified = false;
+};
+
+// Thread-safe.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  // Takes the request or refuses it at once: RESOURCE_EXHAUSTED when the queue is full, or when the
+  // request could never fit the KV cache (with the numbers); UNAVAILABLE while the group is not
+  // READY. After an error the sink is never called.
+  virtual absl::StatusOr<RequestId> Submit(Request request) = 0;
+
+  // The request ends with kCancelled unless it has ended already. Unknown ids are ignored.
+  virtual void Cancel(RequestId id) = 0;
+
+  // State, ranks and counters, as ClusterService reports them.
+  virtual v1::GetClusterResponse Snapshot() = 0;
+
+  // SERVING for grpc.health.v1: READY, and either nothing is queued or results keep coming.
+  virtual bool Serving() = 0;
+};
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_ENGINE_H_

@@ -1,0 +1,88 @@
+#ifndef CONCLAVE_WORKER_COMMUNICATOR_H_
+#define CONCLAVE_WORKER_COMMUNICATOR_H_
+
+// Collectives over a fixed group of ranks on device memory. Two implementations: Gloo (CPU) and
+// NCCL (CUDA). Every rank of the group makes the same calls in the same order.
+//
+// Obligations of an implementation:
+//  1. Calls come from one thread, the step thread; Abort may come from any.
+//  2. A failure (peer gone, time-out, Abort) is UNAVAILABLE, on this and on every later call; no
+//     exception leaves.
+//  3. Sums are ordered: ascending rank, whatever arrives first; all ranks get the same bits.
+//  4. Nothing hangs longer than the time-out it was made with, nor 2 s after Abort.
+//  5. A rank's share of its own data never crosses the wire.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kernels/tensor.h"
+
+namespace conclave::worker {
+
+// Small values by name, shared by the ranks of one epoch. Thread-safe.
+class Rendezvous {
+ public:
+  virtual ~Rendezvous() = default;
+  virtual absl::Status Put(const std::string& key, const std::string& value) = 0;
+  // Waits for the value. DEADLINE_EXCEEDED after `timeout`, ABORTED when the epoch ended.
+  virtual absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) = 0;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;  // within the group
+  virtual int size() const = 0;
+
+  // Block i of `send` goes to rank i; block i of `recv` comes from rank i; blocks are equal.
+  virtual absl::Status AllToAll(const void* send, void* recv, int64_t block_bytes) = 0;
+
+  // Block i: bytes and offset at index i of the spans, [size].
+  virtual absl::Status AllToAllV(const void* send, std::span<const int64_t> send_bytes,
+                                 std::span<const int64_t> send_offsets, void* recv,
+                                 std::span<const int64_t> recv_bytes,
+                                 std::span<const int64_t> recv_offsets) = 0;
+
+  // data = ordered sum over the ranks, in its own dtype (f32 or f64).
+  virtual absl::Status AllReduceSum(kernels::Tensor data) = 0;
+
+  // `data` [rows, cols] is cut by `row_begin` [size + 1]; `out` gets the ordered sum of this rank's
+  // rows. f32 or f64.
+  virtual absl::Status ReduceScatterSum(kernels::Tensor data, std::span<const int64_t> row_begin,
+                                        kernels::Tensor out) = 0;
+
+  // `data` [rows, cols]: each rank has filled its rows [row_begin[r], row_begin[r + 1]); afterwards
+  // all have all. Any dtype.
+  virtual absl::Status AllGatherRows(kernels::Tensor data, std::span<const int64_t> row_begin) = 0;
+
+  // Any thread: makes a running call and all later ones fail.
+  virtual void Abort() = 0;
+
+  // Bytes this rank has sent to others so far.
+  virtual int64_t bytes_sent() const = 0;
+};
+
+struct GlooOptions {
+  std::string interface;  // e.g. lo, eth0
+  std::string hostname;   // address the peers reach this rank at; empty: the interface's own
+  absl::Duration timeout = absl::Seconds(30);  // of one collective and of connecting
+};
+
+// Connects the ranks of `group` (a name unique within the epoch) through `rendezvous`.
+absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const std::string& group, int rank,
+                                                          int size, Rendezvous& rendezvous,
+                                                          const GlooOptions& options);
+
+// Rendezvous inside one process, for tests and benchmarks with one thread per rank.
+std::unique_ptr<Rendezvous> MakeLocalRendezvous();
+
+}  // namespace conclave::worker
+
+#endif  // CONCLAVE_WORKER_COMMUNICATOR_H_

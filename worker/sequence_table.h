@@ -1,0 +1,80 @@
+#ifndef CONCLAVE_WORKER_SEQUENCE_TABLE_H_
+#define CONCLAVE_WORKER_SEQUENCE_TABLE_H_
+
+// What a worker remembers of each resident sequence between plans: plans carry deltas.
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/ops.h"
+#include "proto/conclave/internal/v1/worker.pb.h"
+
+namespace conclave::worker {
+
+struct Sequence {
+  bool in_use = false;
+  int position = 0;  // tokens cached so far = position of the next one
+  internal::v1::Sampling sampling;
+  std::vector<int32_t> full_blocks;
+  std::vector<int32_t> sliding_blocks;
+  int sliding_first = 0;                   // block number of sliding_blocks[0]
+  std::vector<int32_t> forced_expert_ids;  // [positions, layers, k] or empty
+};
+
+// A plan applied to the table: the rows of one step in the form the ops take. Owns what the spans
+// of `batch` point to.
+struct ResolvedStep {
+  std::vector<int32_t> token_ids;
+  std::vector<int32_t> positions;
+  std::vector<kernels::SequenceRun> runs;
+  // Rows whose next token is sampled, their parameters and slots.
+  std::vector<int32_t> sample_rows;
+  std::vector<kernels::SampleParams> sample_params;
+  std::vector<int32_t> sample_slots;
+  struct HeadRead {
+    int slot = 0;
+    int head = 0;
+    int first_position = 0;
+    std::vector<int32_t> rows;
+  };
+  std::vector<HeadRead> head_reads;
+  // [layers][rows, k], -1 where the router decides; empty: nothing is forced.
+  std::vector<std::vector<int32_t>> forced;
+
+  kernels::StepBatch batch() const { return {token_ids, positions, runs}; }
+};
+
+// Owned by the step thread.
+class SequenceTable {
+ public:
+  struct Limits {
+    int max_sequences = 0;
+    int max_step_tokens = 0;
+    int vocab_size = 0;
+    int context_length = 0;
+    int num_layers = 0;
+    int experts_per_token = 0;
+    int num_experts = 0;
+    int sliding_window = 0;
+    int block_tokens = 16;
+    int full_blocks = 0;
+    int sliding_blocks = 0;
+    std::vector<int> head_labels;  // labels of each head
+  };
+  explicit SequenceTable(Limits limits);
+
+  // Applies the plan's frees, new sequences and chunks. A plan that does not fit the table (unknown
+  // slot, missing block, gap in positions) is INTERNAL: the two sides disagree and the epoch ends.
+  // The runs point into the table: valid until the next Apply.
+  absl::StatusOr<ResolvedStep> Apply(const internal::v1::StepPlan& plan);
+
+ private:
+  Limits limits_;
+  std::vector<Sequence> sequences_;
+};
+
+}  // namespace conclave::worker
+
+#endif  // CONCLAVE_WORKER_SEQUENCE_TABLE_H_
