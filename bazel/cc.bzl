@@ -1,0 +1,65 @@
+"""C++ targets of Conclave: our warnings, as errors, on our own code.
+
+Language level (C++20) and optimization come from .bazelrc, for every target alike. Headers of
+@sys libraries live in /usr/include and generated headers declare themselves system headers, so
+neither warns.
+"""
+
+CONCLAVE_COPTS = [
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wnon-virtual-dtor",
+    "-Woverloaded-virtual",
+    "-Wextra-semi",
+    "-Wimplicit-fallthrough",
+    "-Wvla",
+    # GCC 12 misfires on std::string concatenation (GCC bug 105651).
+    "-Wno-restrict",
+    "-Werror",
+]
+
+# For arithmetic in inner loops. A debug or sanitizer build keeps its own level.
+_HOT_COPTS = select({
+    "//bazel:debug": [],
+    "//bazel:sanitizer": [],
+    "//conditions:default": ["-O3"],
+})
+
+def _copts(copts, hot):
+    return CONCLAVE_COPTS + copts + (_HOT_COPTS if hot else [])
+
+def conclave_cc_library(name, copts = [], hot = False, **kwargs):
+    """A library: one per header pair.
+
+    Args:
+      name: the target, as a rule the header's name without `.h`.
+      copts: added to our warnings.
+      hot: compile with -O3.
+      **kwargs: as for cc_library.
+    """
+    native.cc_library(name = name, copts = _copts(copts, hot), linkstatic = True, **kwargs)
+
+def conclave_cc_binary(name, copts = [], hot = False, **kwargs):
+    """A program. Arguments as for conclave_cc_library."""
+    native.cc_binary(name = name, copts = _copts(copts, hot), **kwargs)
+
+def conclave_cc_test(name, deps = [], copts = [], hot = False, main = True, size = "small", **kwargs):
+    """A GoogleTest program.
+
+    Args:
+      name: ends in `_test`.
+      deps: beside GoogleTest and GoogleMock, which every test gets.
+      copts: added to our warnings.
+      hot: compile with -O3.
+      main: link GoogleTest's main(); False when the test brings its own.
+      size: small (2 min limit), medium (5), large (15), enormous (30).
+      **kwargs: as for cc_test.
+    """
+    native.cc_test(
+        name = name,
+        size = size,
+        copts = _copts(copts, hot),
+        deps = deps + ["@sys//:gmock", "@sys//:gtest_main" if main else "@sys//:gtest"],
+        **kwargs
+    )
