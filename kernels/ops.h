@@ -213,6 +213,10 @@ class Ops {
                           const VectorWeight& bias, Tensor x, std::span<const int32_t> rows,
                           Tensor logits) = 0;
 
+  // out f32 [n, V] = `blocks` side by side, each f32 [n, its cols]: logits of a vocabulary that was
+  // split over the tp ranks.
+  virtual void JoinColumns(std::span<const Tensor> blocks, Tensor out) = 0;
+
   // Draws one token for every row of `logits` f32 [n, V].
   virtual void Sample(Tensor logits, std::span<const SampleParams> params,
                       const SampleOutput& output) = 0;
