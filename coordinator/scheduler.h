@@ -1,0 +1,121 @@
+#ifndef CONCLAVE_COORDINATOR_SCHEDULER_H_
+#define CONCLAVE_COORDINATOR_SCHEDULER_H_
+
+// Continuous batching: decides what every rank computes in every step.
+//
+//   scheduler.BeginEpoch(epoch, cache);
+//   scheduler.Submit(id, request);
+//   while (auto plan = scheduler.NextPlan()) ... send plan->groups[dp_rank] to every rank ...
+//   RETURN_IF_ERROR(scheduler.OnResult(rank, result));   // of every rank
+//
+// Pure: one thread, no I/O, time only from the clock it is given. Requests are admitted first come,
+// first served, to the group with the least load, when the blocks they can need are free. Plans are
+// numbered in each epoch and go to every rank; up to pipeline_depth of them are unanswered, so a
+// sequence that turns out to have stopped may be in one plan too many: that result is dropped, and
+// only then are its slot and blocks free.
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "coordinator/engine.h"
+#include "coordinator/exchange_policy.h"
+#include "coordinator/progress.h"
+#include "coordinator/scheduler_options.h"
+#include "coordinator/sequence.h"
+#include "coordinator/sequence_group.h"
+#include "proto/conclave/internal/v1/worker.pb.h"
+
+namespace conclave::coordinator {
+
+// One step of the whole world.
+struct WorldPlan {
+  uint64_t step = 0;
+  std::vector<internal::v1::StepPlan> groups;  // [dp]; every rank of a group gets the same
+};
+
+class Scheduler {
+ public:
+  // `options` have passed CheckSchedulerOptions. Borrows `clock`.
+  Scheduler(const SchedulerOptions& options, const base::Clock& clock);
+
+  // Starts numbering anew with an empty cache. Nothing may be queued or running.
+  void BeginEpoch(uint64_t epoch, const internal::v1::CacheShape& cache);
+
+  // Ends every queued and running request with `status`, and the epoch with them.
+  void FailAll(const absl::Status& status);
+
+  // Queues a request that passed CheckRequest for this epoch's cache. Needs an epoch.
+  void Submit(RequestId id, Request request);
+
+  // The request ends with kCancelled. Ids that are unknown or have ended are ignored.
+  void Cancel(RequestId id);
+
+  // Ends what is past its deadline with DEADLINE_EXCEEDED.
+  void Expire();
+  // When to call Expire next; InfiniteFuture when nothing has a deadline.
+  absl::Time NextDeadline() const;
+
+  // The next plan to send, or nothing: the pipeline is full, or there is nothing to compute.
+  std::optional<WorldPlan> NextPlan();
+
+  // The answer of `rank` to its oldest unanswered plan. Tokens go to the sinks from here. INTERNAL
+  // when it is not such an answer: the epoch cannot go on.
+  absl::Status OnResult(int rank, const internal::v1::StepResult& result);
+
+  bool in_epoch() const { return epoch_.has_value(); }
+  int queued() const { return static_cast<int>(queue_.size()); }
+  int running() const;
+  int plans_in_flight() const { return static_cast<int>(in_flight_.size()); }
+  Progress progress() const { return progress_.Get(); }
+  const SchedulerCounters& counters() const { return counters_; }
+  const std::vector<std::unique_ptr<SequenceGroup>>& groups() const { return groups_; }
+
+ private:
+  // Where a request that has not ended is. `group` -1: still queued.
+  struct Tracked {
+    Sequence* sequence = nullptr;
+    int group = -1;
+    absl::Time deadline;
+  };
+  struct InFlight {
+    uint64_t step = 0;
+    int answers = 0;
+    absl::Duration longest;  // of the step on any rank
+  };
+
+  void AdmitQueued(absl::Time now);
+  bool AdmitToLeastLoaded(std::unique_ptr<Sequence>& sequence, absl::Time now);
+  void End(RequestId id, const absl::Status& status, FinishReason reason);
+  void Forget(RequestId id);
+  void CountAnswer(int rank, const internal::v1::StepResult& result, absl::Time now);
+  void UpdateBusy(absl::Time now);
+
+  const SchedulerOptions options_;
+  const ExchangePolicy policy_;
+  const base::Clock& clock_;
+  SchedulerCounters counters_;
+  ProgressWatch progress_;
+
+  std::optional<uint64_t> epoch_;
+  std::vector<std::unique_ptr<SequenceGroup>> groups_;  // [dp]
+  std::deque<std::unique_ptr<Sequence>> queue_;
+  std::unordered_map<RequestId, Tracked> tracked_;
+  std::set<std::pair<absl::Time, RequestId>> deadlines_;
+
+  uint64_t next_step_ = 0;
+  std::deque<InFlight> in_flight_;     // oldest first
+  std::vector<uint64_t> next_answer_;  // [world] step that the rank answers next
+};
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_SCHEDULER_H_

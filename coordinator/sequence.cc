@@ -1,0 +1,147 @@
+#include "coordinator/sequence.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "coordinator/request_limits.h"
+
+namespace conclave::coordinator {
+namespace {
+
+// Unanswered samples of one sequence at most. A sequence that turns out to have stopped then has
+// one further token computed, whatever the depth of the pipeline.
+constexpr int kMaxSamplesInFlight = 2;
+
+TokenEvent ToTokenEvent(const internal::v1::Sampled& sampled) {
+  TokenEvent event{
+      .token = static_cast<int>(sampled.token()), .logprob = sampled.logprob(), .top = {}};
+  const int top = std::min(sampled.top_tokens_size(), sampled.top_logprobs_size());
+  event.top.reserve(top);
+  for (int i = 0; i < top; ++i) {
+    event.top.emplace_back(sampled.top_tokens(i), sampled.top_logprobs(i));
+  }
+  return event;
+}
+
+// The duration until `then`, or until `now` for what never happened.
+absl::Duration Until(absl::Time start, absl::Time then, absl::Time now) {
+  return std::min(then, now) - start;
+}
+
+}  // namespace
+
+Sequence::Sequence(RequestId id, Request request, int context_length, absl::Time now)
+    : id_(id),
+      request_(std::move(request)),
+      prompt_tokens_(static_cast<int>(request_.tokens.size())),
+      completion_limit_(CompletionLimit(request_, context_length)),
+      compute_limit_(ComputeLimit(request_, context_length)),
+      submitted_(now) {}
+
+bool Sequence::runnable() const {
+  return !ended_ && planned_ < compute_limit_ && samples_in_flight_ < kMaxSamplesInFlight;
+}
+
+void Sequence::Admitted(int slot, absl::Time now) {
+  slot_ = slot;
+  admitted_ = now;
+}
+
+internal::v1::Chunk Sequence::NextChunk(int rows) {
+  CONCLAVE_CHECK(rows >= 1 && planned_ + rows <= compute_limit_);
+  CONCLAVE_CHECK(decoding() ? rows == 1 : planned_ + rows <= prompt_tokens_);
+  internal::v1::Chunk chunk;
+  chunk.set_slot(slot_);
+  chunk.set_start_position(planned_);
+  if (!decoding()) {
+    const auto first = request_.tokens.begin() + planned_;
+    chunk.mutable_tokens()->Add(first, first + rows);
+  }
+  const int end = planned_ + rows;
+  for (const HeadRead& read : request_.heads) {
+    const int first = std::max(read.first, planned_);
+    const int last = std::min(read.first + read.count, end);
+    if (first >= last) continue;
+    internal::v1::HeadWant* want = chunk.add_heads();
+    want->set_head(read.head);
+    want->set_first(first - planned_);
+    want->set_count(last - first);
+  }
+  chunk.set_sample(generates() && end >= prompt_tokens_);
+  planned_ = end;
+  ++plans_in_flight_;
+  samples_in_flight_ += chunk.sample() ? 1 : 0;
+  return chunk;
+}
+
+internal::v1::NewSequence Sequence::Introduction() {
+  internal::v1::NewSequence introduction;
+  introduction.set_slot(slot_);
+  *introduction.mutable_sampling() = request_.sampling;
+  introduction.mutable_forced_expert_ids()->Add(request_.forced_expert_ids.begin(),
+                                                request_.forced_expert_ids.end());
+  request_.forced_expert_ids = {};
+  return introduction;
+}
+
+void Sequence::PlanAnswered(bool sampled) {
+  CONCLAVE_CHECK(plans_in_flight_ > 0);
+  --plans_in_flight_;
+  samples_in_flight_ -= sampled ? 1 : 0;
+}
+
+void Sequence::AcceptToken(const internal::v1::Sampled& sampled,
+                           const std::vector<int>& eos_token_ids, absl::Time now,
+                           SchedulerCounters& counters) {
+  CONCLAVE_CHECK(!ended_ && completion_tokens_ < completion_limit_);
+  if (completion_tokens_++ == 0) first_token_ = now;
+  const TokenEvent event = ToTokenEvent(sampled);
+  request_.sink->OnTokens(std::span<const TokenEvent>(&event, 1));
+  if (IsStop(event.token, eos_token_ids)) {
+    End(absl::OkStatus(), FinishReason::kStop, now, counters);
+  } else if (completion_tokens_ == completion_limit_) {
+    End(absl::OkStatus(), FinishReason::kLength, now, counters);
+  }
+}
+
+void Sequence::AcceptHeadLogits(const internal::v1::HeadLogits& logits) {
+  CONCLAVE_CHECK(!ended_);
+  request_.sink->OnHeadLogits(logits.head(), logits.first_position(),
+                              std::span<const float>(logits.logits().data(), logits.logits_size()));
+}
+
+void Sequence::AcceptComputed(int end_position, absl::Time now, SchedulerCounters& counters) {
+  if (ended_ || generates() || end_position < prompt_tokens_) return;
+  End(absl::OkStatus(), FinishReason::kHeads, now, counters);
+}
+
+void Sequence::End(const absl::Status& status, FinishReason reason, absl::Time now,
+                   SchedulerCounters& counters) {
+  CONCLAVE_CHECK(!ended_);
+  ended_ = true;
+  if (!status.ok()) {
+    ++counters.requests_failed;
+  } else if (reason == FinishReason::kCancelled) {
+    ++counters.requests_cancelled;
+  } else {
+    ++counters.requests_finished;
+  }
+  const std::shared_ptr<RequestSink> sink = std::move(request_.sink);
+  sink->OnEnd({.status = status,
+               .reason = reason,
+               .prompt_tokens = prompt_tokens_,
+               .completion_tokens = completion_tokens_,
+               .queue_time = Until(submitted_, admitted_, now),
+               .first_token_time = Until(submitted_, first_token_, now),
+               .total_time = now - submitted_});
+}
+
+bool Sequence::IsStop(int token, const std::vector<int>& eos_token_ids) const {
+  const auto holds = [token](const std::vector<int>& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  return (!request_.ignore_eos && holds(eos_token_ids)) || holds(request_.stop_token_ids);
+}
+
+}  // namespace conclave::coordinator
