@@ -74,12 +74,15 @@ struct Routing {
 };
 
 // Copies of tokens for this rank's experts, grouped by source rank, device memory. Copy i of source
-// s lies in slot first_slot[s] + i; only i < counts[s] is valid, the rest is padding and is never
+// s lies in slot first_slot[s] + i; only i < count(s) is valid, the rest is padding and is never
 // computed. With world = 1 or replicated activations there is one source, the step's own rows.
 struct ExpertTokens {
   int num_sources = 1;
-  int max_copies = 0;                     // bound on the sum of counts
-  const int32_t* counts = nullptr;        // [num_sources] device memory
+  int max_copies = 0;  // bound on the sum of counts
+  // Device memory: one int32 for each source, counts_stride bytes apart (in slot headers that is
+  // the length of a block). Read through count().
+  const int32_t* counts = nullptr;
+  int64_t counts_stride = sizeof(int32_t);
   const int32_t* first_slot = nullptr;    // [num_sources] host memory
   const int32_t* first_output = nullptr;  // [num_sources] host memory: row of the partial for i = 0
   // What slot j holds, each at its pointer + j * its stride in bytes: three fields of a received
@@ -92,6 +95,12 @@ struct ExpertTokens {
   int64_t weights_stride = 0;
   // [experts] device memory: local index of a global id on this rank, -1: not computed here.
   const int32_t* local_index = nullptr;
+
+  // Where device memory can be read.
+  int32_t count(int source) const {
+    return *reinterpret_cast<const int32_t*>(reinterpret_cast<const std::byte*>(counts) +
+                                             source * counts_stride);
+  }
 };
 
 // Layout of the buffer that a rank sends: for each destination rank one header slot, whose first

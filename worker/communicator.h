@@ -73,9 +73,13 @@ struct GlooOptions {
   std::string interface;  // e.g. lo, eth0
   std::string hostname;   // address the peers reach this rank at; empty: the interface's own
   absl::Duration timeout = absl::Seconds(30);  // of one collective and of connecting
+  // Asked now and then while connecting, from another thread: true gives up. May be empty.
+  std::function<bool()> cancelled;
 };
 
 // Connects the ranks of `group` (a name unique within the epoch) through `rendezvous`.
+// INVALID_ARGUMENT when interface or hostname are not this machine's, else UNAVAILABLE. Makes the
+// process ignore SIGPIPE, which gloo's writes to a dead peer would raise.
 absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const std::string& group, int rank,
                                                           int size, Rendezvous& rendezvous,
                                                           const GlooOptions& options);
