@@ -72,7 +72,9 @@ class Communicator {
 struct GlooOptions {
   std::string interface;  // e.g. lo, eth0
   std::string hostname;   // address the peers reach this rank at; empty: the interface's own
-  absl::Duration timeout = absl::Seconds(30);  // of one collective and of connecting
+  // Of one collective. A rank that is late by more than half of it fails the others.
+  absl::Duration timeout = absl::Seconds(30);
+  absl::Duration connect_timeout = absl::Seconds(30);  // for all ranks to be connected
   // Asked now and then while connecting, from another thread: true gives up. May be empty.
   std::function<bool()> cancelled;
 };

@@ -281,7 +281,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const std::string& gro
   CONCLAVE_CHECK(size >= 1 && rank >= 0 && rank < size);
   ASSIGN_OR_RETURN(std::string address, ResolveListenAddress(options.interface, options.hostname));
   IgnoreBrokenPipes();
-  const absl::Time deadline = absl::Now() + options.timeout;
+  const absl::Time deadline = absl::Now() + options.connect_timeout;
   auto unavailable = [&](std::string_view why) {
     return absl::UnavailableError(fmt::format("group {}: rank {} of {} at {} could not connect: {}",
                                               group, rank, size, address, why));

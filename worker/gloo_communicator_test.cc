@@ -246,12 +246,12 @@ TEST(GlooCommunicator, APeerThatDoesNotAnswerFailsTheCallByTheTimeout) {
 TEST(GlooCommunicator, ConnectingGivesUpAfterTheTimeoutOrWhenCancelled) {
   auto rendezvous = MakeLocalRendezvous();
   GlooOptions options = Loopback();
-  options.timeout = absl::Milliseconds(300);
+  options.connect_timeout = absl::Milliseconds(300);
   EXPECT_EQ(ConnectGloo("alone", 0, 2, *rendezvous, options).status().code(),
             absl::StatusCode::kUnavailable);
 
   // A peer that published its addresses and is gone: the survivor waits for its call.
-  options.timeout = absl::Seconds(300);
+  options.connect_timeout = absl::Seconds(300);
   std::atomic<int> asked = 0;
   options.cancelled = [&] { return ++asked > 3; };
   ASSERT_TRUE(rendezvous->Put("gloo/ghost/1", *rendezvous->Get("gloo/alone/0", {})).ok());

@@ -1,0 +1,183 @@
+#include "worker/agent.h"
+
+#include <fmt/format.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "base/check.h"
+#include "base/logging.h"
+
+namespace conclave::worker {
+namespace {
+
+std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> Dial(const AgentOptions& options) {
+  grpc::ChannelArguments arguments;
+  // Plans of long prompts are larger than gRPC's default.
+  arguments.SetMaxReceiveMessageSize(-1);
+  // The agent's own back-off decides when to try again.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS,
+                   static_cast<int>(absl::ToInt64Milliseconds(options.min_backoff)));
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS,
+                   static_cast<int>(absl::ToInt64Milliseconds(options.max_backoff)));
+  return internal::v1::WorkerRegistry::NewStub(grpc::CreateCustomChannel(
+      options.coordinator, grpc::InsecureChannelCredentials(), arguments));
+}
+
+}  // namespace
+
+WorkerAgent::WorkerAgent(AgentOptions options, RankRuntime& runtime)
+    : options_(std::move(options)), stub_(Dial(options_)), steps_(runtime) {}
+
+WorkerAgent::~WorkerAgent() = default;
+
+absl::Status WorkerAgent::Run() {
+  absl::Duration backoff = options_.min_backoff;
+  for (;;) {
+    registered_ = false;
+    const absl::Status lost = Serve();
+    EndEpoch();
+    if (refusal_.has_value()) return absl::FailedPreconditionError(*refusal_);
+    {
+      absl::MutexLock lock(&mutex_);
+      if (stopped_) return absl::OkStatus();
+    }
+    if (!options_.rejoin) {
+      return absl::UnavailableError(fmt::format("the stream to the coordinator at {} ended: {}",
+                                                options_.coordinator, std::string(lost.message())));
+    }
+    if (registered_) backoff = options_.min_backoff;
+    base::Log().warn("event=coordinator_lost address={} retry_in={} error=\"{}\"",
+                     options_.coordinator, absl::FormatDuration(backoff),
+                     std::string(lost.message()));
+    if (!WaitBackoff(backoff)) return absl::OkStatus();
+    backoff = std::min(2 * backoff, options_.max_backoff);
+  }
+}
+
+absl::Status WorkerAgent::Serve() {
+  // Another coordinator counts its epochs from the start.
+  epoch_.store(0);
+  auto stream = std::make_shared<AgentStream>(*stub_);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopped_) stream->Cancel();
+    stream_ = stream;
+  }
+  stream->Send(Registration());
+  absl::Notification ended;
+  std::thread heartbeats([&] {
+    while (!ended.WaitForNotificationWithTimeout(options_.heartbeat_interval)) {
+      SendHeartbeat(*stream);
+    }
+  });
+  internal::v1::CoordinatorMessage message;
+  while (!refusal_.has_value() && stream->Read(&message)) {
+    registered_ = true;
+    handling_since_.store(absl::GetCurrentTimeNanos());
+    Handle(stream, std::move(message));
+    handling_since_.store(0);
+  }
+  stream->Cancel();
+  ended.Notify();
+  heartbeats.join();
+  {
+    absl::MutexLock lock(&mutex_);
+    stream_ = nullptr;
+  }
+  // The step thread may still hold the stream for an answer, which is then dropped.
+  return stream->Finish();
+}
+
+void WorkerAgent::Handle(const std::shared_ptr<AgentStream>& stream,
+                         internal::v1::CoordinatorMessage message) {
+  const uint64_t epoch = epoch_.load();
+  switch (message.kind_case()) {
+    case internal::v1::CoordinatorMessage::kAssignment:
+      if (message.assignment().epoch() <= epoch) return;
+      return Assign(stream, std::move(*message.mutable_assignment()));
+    case internal::v1::CoordinatorMessage::kStepPlan:
+      if (!epoch_open_ || message.step_plan().epoch() != epoch) return;
+      return steps_.Push(std::move(*message.mutable_step_plan()));
+    case internal::v1::CoordinatorMessage::kEndEpoch:
+      if (epoch_open_ && message.end_epoch().epoch() == epoch) EndEpoch();
+      return;
+    case internal::v1::CoordinatorMessage::kRefuse:
+      refusal_ = message.refuse().reason();
+      return;
+    case internal::v1::CoordinatorMessage::KIND_NOT_SET:
+      return;
+  }
+}
+
+void WorkerAgent::Assign(const std::shared_ptr<AgentStream>& stream,
+                         internal::v1::Assignment assignment) {
+  if (epoch_open_) EndEpoch();
+  base::Log().info("event=assigned epoch={} rank={} dp={} tp={} model={}", assignment.epoch(),
+                   assignment.rank(), assignment.dp(), assignment.tp(), assignment.model_dir());
+  epoch_.store(assignment.epoch());
+  epoch_open_ = true;
+  last_rank_ = assignment.rank();
+  EpochTask task;
+  task.generation = ++generation_;
+  task.rendezvous = std::make_shared<CoordinatorRendezvous>(stub_, assignment.epoch());
+  task.assignment = std::move(assignment);
+  task.send = [stream](const internal::v1::WorkerMessage& answer) { stream->Send(answer); };
+  steps_.Begin(std::move(task));
+}
+
+void WorkerAgent::EndEpoch() {
+  if (!epoch_open_) return;
+  epoch_open_ = false;
+  if (steps_.End(options_.end_limit)) {
+    base::Log().info("event=epoch_ended epoch={}", epoch_.load());
+    return;
+  }
+  base::Log().error("event=step_thread_stuck epoch={} limit={}", epoch_.load(),
+                    absl::FormatDuration(options_.end_limit));
+  options_.on_stuck();
+  CONCLAVE_CHECK(false);
+}
+
+void WorkerAgent::SendHeartbeat(AgentStream& stream) {
+  internal::v1::WorkerMessage message;
+  internal::v1::Heartbeat& heartbeat = *message.mutable_heartbeat();
+  heartbeat.set_epoch(epoch_.load());
+  heartbeat.set_free_memory_bytes(options_.free_memory_bytes());
+  *heartbeat.mutable_stats() = steps_.Stats();
+  stream.Send(message);
+}
+
+internal::v1::WorkerMessage WorkerAgent::Registration() const {
+  internal::v1::WorkerMessage message;
+  internal::v1::Register& registration = *message.mutable_register_();
+  registration = options_.registration;
+  registration.set_protocol_version(internal::v1::PROTOCOL_VERSION_CURRENT);
+  registration.set_free_memory_bytes(options_.free_memory_bytes());
+  if (last_rank_.has_value()) registration.set_previous_rank(*last_rank_);
+  return message;
+}
+
+bool WorkerAgent::WaitBackoff(absl::Duration backoff) {
+  absl::MutexLock lock(&mutex_);
+  return !mutex_.AwaitWithTimeout(absl::Condition(&stopped_), backoff);
+}
+
+void WorkerAgent::Stop() {
+  absl::MutexLock lock(&mutex_);
+  stopped_ = true;
+  if (stream_ != nullptr) stream_->Cancel();
+}
+
+bool WorkerAgent::Alive(absl::Duration limit) const {
+  const int64_t since = handling_since_.load();
+  return since == 0 || absl::Now() - absl::FromUnixNanos(since) < limit;
+}
+
+}  // namespace conclave::worker

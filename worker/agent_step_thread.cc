@@ -1,0 +1,150 @@
+#include "worker/agent_step_thread.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "base/check.h"
+#include "base/logging.h"
+
+namespace conclave::worker {
+namespace {
+
+// Loading reports at most this often, so that a slow coordinator does not slow it down.
+constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
+
+}  // namespace
+
+StepThread::StepThread(RankRuntime& runtime) : runtime_(runtime), thread_([this] { Run(); }) {}
+
+StepThread::~StepThread() {
+  {
+    absl::MutexLock lock(&mutex_);
+    closed_ = true;
+  }
+  thread_.join();
+}
+
+void StepThread::Begin(EpochTask epoch) {
+  current_generation_ = epoch.generation;
+  current_rendezvous_ = epoch.rendezvous;
+  Post({.begin = std::move(epoch), .plan = std::nullopt});
+}
+
+void StepThread::Push(internal::v1::StepPlan plan) {
+  Post({.begin = std::nullopt, .plan = std::move(plan)});
+}
+
+bool StepThread::End(absl::Duration limit) {
+  runtime_.Abort(current_generation_);
+  if (current_rendezvous_ != nullptr) current_rendezvous_->Cancel();
+  current_rendezvous_ = nullptr;
+  absl::MutexLock lock(&mutex_);
+  queue_.clear();
+  queue_.push_back({});
+  return mutex_.AwaitWithTimeout(absl::Condition(this, &StepThread::Idle), limit);
+}
+
+internal::v1::RankStats StepThread::Stats() {
+  absl::MutexLock lock(&mutex_);
+  return stats_;
+}
+
+void StepThread::Post(Task task) {
+  absl::MutexLock lock(&mutex_);
+  queue_.push_back(std::move(task));
+}
+
+void StepThread::Run() {
+  for (;;) {
+    Task task;
+    {
+      absl::MutexLock lock(&mutex_);
+      busy_ = false;
+      mutex_.Await(absl::Condition(this, &StepThread::HasWork));
+      if (queue_.empty()) return;
+      task = std::move(queue_.front());
+      queue_.pop_front();
+      busy_ = true;
+    }
+    if (task.begin.has_value()) {
+      CONCLAVE_CHECK(!epoch_.has_value());
+      epoch_ = std::move(task.begin);
+      RunBegin();
+    } else if (task.plan.has_value()) {
+      RunPlan(*task.plan);
+    } else {
+      RunEnd();
+    }
+  }
+}
+
+void StepThread::RunBegin() {
+  next_step_ = 0;
+  faulted_ = false;
+  const uint64_t epoch = epoch_->assignment.epoch();
+  absl::Time next_report = absl::InfinitePast();
+  auto report = [&](int64_t loaded, int64_t total) {
+    if (absl::Now() < next_report && loaded < total) return;
+    next_report = absl::Now() + kProgressInterval;
+    internal::v1::WorkerMessage message;
+    internal::v1::LoadProgress& progress = *message.mutable_load_progress();
+    progress.set_epoch(epoch);
+    progress.set_loaded_bytes(loaded);
+    progress.set_total_bytes(total);
+    epoch_->send(message);
+  };
+  absl::StatusOr<internal::v1::Ready> ready =
+      runtime_.Begin(epoch_->generation, epoch_->assignment, *epoch_->rendezvous, report);
+  if (!ready.ok()) return SendFault(ready.status());
+  PublishStats();
+  base::Log().info("event=epoch_ready epoch={} rank={} weight_bytes={} kv_bytes={} format={}",
+                   epoch, epoch_->assignment.rank(), ready->weight_bytes(), ready->kv_bytes(),
+                   ready->resident_format());
+  internal::v1::WorkerMessage message;
+  *message.mutable_ready() = *std::move(ready);
+  message.mutable_ready()->set_epoch(epoch);
+  epoch_->send(message);
+}
+
+void StepThread::RunPlan(const internal::v1::StepPlan& plan) {
+  if (!epoch_.has_value() || faulted_) return;
+  if (plan.step() != next_step_) {
+    return SendFault(absl::InternalError(
+        fmt::format("got step plan {} where {} is next", plan.step(), next_step_)));
+  }
+  ++next_step_;
+  absl::StatusOr<internal::v1::StepResult> result = runtime_.Step(plan);
+  if (!result.ok()) return SendFault(result.status());
+  internal::v1::WorkerMessage message;
+  *message.mutable_step_result() = *std::move(result);
+  message.mutable_step_result()->set_epoch(plan.epoch());
+  message.mutable_step_result()->set_step(plan.step());
+  epoch_->send(message);
+  PublishStats();
+}
+
+void StepThread::RunEnd() {
+  runtime_.End();
+  epoch_.reset();
+}
+
+void StepThread::SendFault(const absl::Status& status) {
+  faulted_ = true;
+  base::Log().warn("event=fault epoch={} rank={} error=\"{}\"", epoch_->assignment.epoch(),
+                   epoch_->assignment.rank(), status.ToString());
+  internal::v1::WorkerMessage message;
+  internal::v1::Fault& fault = *message.mutable_fault();
+  fault.set_epoch(epoch_->assignment.epoch());
+  fault.set_code(static_cast<int32_t>(status.code()));
+  fault.set_message(std::string(status.message()));
+  epoch_->send(message);
+}
+
+void StepThread::PublishStats() {
+  internal::v1::RankStats stats = runtime_.Stats();
+  absl::MutexLock lock(&mutex_);
+  stats_ = std::move(stats);
+}
+
+}  // namespace conclave::worker

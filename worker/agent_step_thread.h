@@ -1,0 +1,93 @@
+#ifndef CONCLAVE_WORKER_AGENT_STEP_THREAD_H_
+#define CONCLAVE_WORKER_AGENT_STEP_THREAD_H_
+
+// The one thread that touches the model: loads, executes plans in order, answers each. The agent's
+// control thread hands it epochs and plans and takes it out of an epoch.
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "proto/conclave/internal/v1/worker.pb.h"
+#include "worker/coordinator_rendezvous.h"
+#include "worker/rank_runtime.h"
+
+namespace conclave::worker {
+
+// One epoch as this process lives it.
+struct EpochTask {
+  Generation generation = 0;
+  internal::v1::Assignment assignment;
+  std::shared_ptr<CoordinatorRendezvous> rendezvous;
+  // Towards the coordinator that assigned it. Called from the step thread; may wait for the
+  // network.
+  std::function<void(const internal::v1::WorkerMessage&)> send;
+};
+
+class StepThread {
+ public:
+  explicit StepThread(RankRuntime& runtime);
+  // Waits for what runs: end the epoch first.
+  ~StepThread();
+  StepThread(const StepThread&) = delete;
+  StepThread& operator=(const StepThread&) = delete;
+
+  // --- Control thread. ---
+
+  // The last epoch must have been ended. Answers with LoadProgress and Ready, or Fault.
+  void Begin(EpochTask epoch);
+  // Answered with StepResult, or Fault: for a failed step, or one that is not the next. After a
+  // Fault nothing is executed or said until the next Begin.
+  void Push(internal::v1::StepPlan plan);
+  // Drops what is queued and aborts what runs. False when the thread did not come back within
+  // `limit`: the process is of no more use.
+  [[nodiscard]] bool End(absl::Duration limit);
+
+  // --- Any thread. ---
+
+  // As of the last step.
+  internal::v1::RankStats Stats();
+
+ private:
+  struct Task {
+    std::optional<EpochTask> begin;
+    std::optional<internal::v1::StepPlan> plan;  // neither: end
+  };
+
+  void Post(Task task);
+  void Run();
+  void RunBegin();
+  void RunPlan(const internal::v1::StepPlan& plan);
+  void RunEnd();
+  void SendFault(const absl::Status& status);
+  void PublishStats();
+  bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return queue_.empty() && !busy_; }
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closed_ || !queue_.empty(); }
+
+  RankRuntime& runtime_;
+
+  absl::Mutex mutex_;  // guards the following
+  std::deque<Task> queue_;
+  bool busy_ = false;
+  bool closed_ = false;
+  internal::v1::RankStats stats_;
+
+  // Of the control thread: what End is to abort.
+  Generation current_generation_ = 0;
+  std::shared_ptr<CoordinatorRendezvous> current_rendezvous_;
+
+  // Of the step thread.
+  std::optional<EpochTask> epoch_;
+  uint64_t next_step_ = 0;
+  bool faulted_ = false;
+
+  std::thread thread_;  // last: runs with all of the above
+};
+
+}  // namespace conclave::worker
+
+#endif  // CONCLAVE_WORKER_AGENT_STEP_THREAD_H_
