@@ -8,8 +8,10 @@
 //   bf16      save_pretrained after dequantization: experts transposed, [E, in, out]
 //   original  OpenAI's original/: fused qkv, block.N names, experts as mxfp4
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -21,7 +23,9 @@ namespace conclave::model {
 enum class Layout { kMxfp4, kBf16, kOriginal };
 std::string_view LayoutName(Layout layout);
 
-// Views of one layer, shapes checked. H hidden, I intermediate, E experts, D head_dim.
+// Views of one layer; dtypes, shapes and alignment checked. H hidden, I intermediate, E experts,
+// D head_dim. Biases of attention are empty where config.attention_bias is false. In the original
+// layout q, k and v are rows of one tensor, so their bytes are slices of it.
 struct LayerTensors {
   TensorView input_norm;                  // [H]
   TensorView q_weight, q_bias;            // [heads*D, H], [heads*D]
@@ -43,7 +47,7 @@ struct LayerTensors {
 struct ModelTensors {
   TensorView embedding;   // [V, H]
   TensorView final_norm;  // [H]
-  TensorView lm_head;     // [V, H]; empty for a classification checkpoint
+  TensorView lm_head;     // [V, H], the embedding where tied; empty for a classification checkpoint
   std::vector<LayerTensors> layers;
 };
 
@@ -66,7 +70,9 @@ class Checkpoint {
   const ModelTensors& tensors() const { return tensors_; }
   // The head that a classification checkpoint carries.
   const HeadTensors* head() const { return head_ ? head_.get() : nullptr; }
-  // Hash of names, shapes and a sample of bytes of the backbone: equal folders agree.
+  // Hash of the shapes of the backbone (all but lm_head and head), of its small tensors and of
+  // samples of the large ones. The same weights agree in all three layouts; a fine-tune differs.
+  // Touches a few thousand pages of a full-size model, not more.
   uint64_t BackboneFingerprint() const;
 
  private:
@@ -76,14 +82,15 @@ class Checkpoint {
   std::vector<std::shared_ptr<const SafetensorsFile>> files_;
 };
 
-// A head attached from its own folder (config.json with labels; a safetensors file with
+// A head attached from its own folder (config.json with labels; safetensors files of any name with
 // `score.weight` and, for tokens, `score.bias`).
 struct AttachedHead {
   std::string name;
   HeadConfig config;
   HeadTensors tensors;
-  // The folder carried a backbone, and it is the running one. A folder whose backbone differs is
-  // refused; one without a backbone is accepted as unverified.
+  // The folder carried a backbone, or a fingerprint of one in its config.json, and it is the
+  // running one. A folder whose backbone differs is refused; one without either is accepted as
+  // unverified.
   bool backbone_verified = false;
   std::vector<std::shared_ptr<const SafetensorsFile>> files;
 };

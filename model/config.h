@@ -40,6 +40,9 @@ struct HeadConfig {
   Architecture kind = Architecture::kSequenceClassification;
   std::vector<std::string> labels;  // [num_labels], by label id
   ProblemType problem_type = ProblemType::kUnset;
+  // Checkpoint::BackboneFingerprint() of the backbone it was trained on, 16 hexadecimal digits (key
+  // `backbone_fingerprint`, ours). Empty when not stated.
+  std::string backbone_fingerprint;
 };
 
 struct Config {
@@ -60,7 +63,8 @@ struct Config {
   double swiglu_alpha = 1.702;
   bool attention_bias = true;
   bool tie_word_embeddings = false;
-  bool mxfp4 = false;                  // config.json declares quant_method mxfp4
+  bool mxfp4 = false;                  // config.json declares quant_method mxfp4, or is OpenAI's
+  bool original = false;               // read from OpenAI's spelling, original/config.json
   std::vector<LayerType> layer_types;  // [num_layers]
   Rope rope;
   std::vector<int> eos_token_ids;  // may be empty
@@ -69,6 +73,9 @@ struct Config {
 
   int num_layers_of(LayerType type) const;
 };
+
+// The `architectures` entry of config.json: "GptOssForCausalLM".
+std::string_view ArchitectureName(Architecture architecture);
 
 // Inverse frequencies of the rotary embedding, [head_dim / 2], evaluated as Transformers does
 // (float32 power), YaRN-interpolated.
@@ -81,11 +88,13 @@ std::vector<float> RopeInverseFrequencies(const Rope& rope, int head_dim);
 absl::StatusOr<Config> ParseConfig(std::string_view json, std::string_view source);
 
 // Reads `dir`/config.json (or `dir`/original/config.json when the former is absent) and takes the
-// end tokens of generation_config.json when there is one.
+// end tokens of `dir`/generation_config.json when there is one. original/config.json names no
+// padding token: that too comes from generation_config.json. NOT_FOUND without any config.json.
 absl::StatusOr<Config> LoadConfig(const std::string& dir);
 
-// Reads the labels of a head's own folder; its config.json need not describe a backbone.
-absl::StatusOr<HeadConfig> LoadHeadConfig(const std::string& dir);
+// Reads the labels of a head's own folder; its config.json need not describe a backbone, nor name
+// an architecture: `unless_stated` is then the head's kind.
+absl::StatusOr<HeadConfig> LoadHeadConfig(const std::string& dir, Architecture unless_stated);
 
 }  // namespace conclave::model
 

@@ -15,11 +15,12 @@ namespace conclave::model {
 struct RankBytes {
   int64_t experts = 0;    // blocks, scales, biases of the experts it holds
   int64_t attention = 0;  // its heads' projections, norms, router, sinks
-  int64_t embedding = 0;  // its rows of embedding and lm_head
+  int64_t embedding = 0;  // its rows of embedding and lm_head, or the whole head that replaces it
   int64_t total() const { return experts + attention + embedding; }
 };
 
-// [world] Bytes of the checkpoint's tensors that each rank reads.
+// [world] Bytes of the checkpoint's tensors that each rank reads. A tied embedding counts once;
+// heads from folders of their own are not counted.
 std::vector<RankBytes> PlanWeights(const Config& config, const Checkpoint& checkpoint,
                                    const ParallelShape& shape, const Placement& placement);
 

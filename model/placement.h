@@ -48,7 +48,8 @@ Placement BalancedPlacement(const Config& config, int world);
 
 // Longest-processing-time assignment of observed load, `load` = [layers, experts] token counts.
 // Every rank holds the same number of experts of a layer (within one); `replicas` extra copies per
-// layer go to the hottest experts, on the ranks with the least load.
+// layer (as many as ranks without one exist, at most) go to the experts whose copies carry most, on
+// the ranks with the least load. A rank holds an expert once; its copies share its load equally.
 Placement PlacementFromLoad(const Config& config, int world, std::span<const uint64_t> load,
                             int replicas);
 
