@@ -224,7 +224,7 @@ class RandomWorkload {
 class SchedulerProperty : public ::testing::TestWithParam<int> {};
 
 TEST_P(SchedulerProperty, AnyLegalOrderOfEventsKeepsThePromises) {
-  for (uint32_t i = 0; i < 50; ++i) {
+  for (uint32_t i = 0; i < 30; ++i) {
     const uint32_t seed = GetParam() * 1000 + i;
     SCOPED_TRACE(seed);
     RandomWorkload(seed).Run(1500);

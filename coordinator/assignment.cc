@@ -1,0 +1,87 @@
+#include "coordinator/assignment.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "model/memory_plan.h"
+
+namespace conclave::coordinator {
+namespace {
+
+constexpr int kCpuValueBytes = 4;
+constexpr int kCudaValueBytes = 2;
+
+// What a worker reports is checked like any input.
+int64_t Clamped(uint64_t bytes) {
+  return static_cast<int64_t>(
+      std::min<uint64_t>(bytes, uint64_t{1} << 60));  // an exbibyte, so that sums stay in range
+}
+
+internal::v1::Placement ToProto(const model::Placement& placement) {
+  internal::v1::Placement proto;
+  for (const model::LayerPlacement& layer : placement.layers) {
+    internal::v1::LayerPlacement* out = proto.add_layers();
+    for (const std::vector<int>& ranks : layer.ranks_of_expert) {
+      out->add_experts()->mutable_ranks()->Add(ranks.begin(), ranks.end());
+    }
+  }
+  return proto;
+}
+
+MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
+  const model::Config& config = options.config;
+  const int64_t block_layer_bytes =
+      kBlockTokens * model::KvBytesPerTokenLayer(config, options.shape.tp,
+                                                 cuda ? kCudaValueBytes : kCpuValueBytes);
+  return {
+      .weight_bytes = options.weight_bytes,
+      .model_bytes = options.model_bytes,
+      .activation_bytes = EstimateActivationBytes(config, options.shape, options.max_step_tokens),
+      .full_block_bytes = block_layer_bytes * config.num_layers_of(model::LayerType::kFull),
+      .sliding_block_bytes = block_layer_bytes * config.num_layers_of(model::LayerType::kSliding),
+      .max_running = options.max_running,
+      .per_sequence = PeakBlocks(config.context_length, options.prefill_chunk,
+                                 std::max(1, config.sliding_window))};
+}
+
+RankMemory MemoryOf(const ClusterMember& member) {
+  const int64_t held = member.ready.has_value() ? Clamped(member.ready->kv_bytes()) : 0;
+  return {.host_id = member.registration.host_id(),
+          .cuda = member.registration.device() == "cuda",
+          .total_bytes = Clamped(member.registration.total_memory_bytes()),
+          .free_bytes = Clamped(member.free_memory_bytes),
+          .held_kv_bytes = held};
+}
+
+}  // namespace
+
+internal::v1::Assignment MakeAssignment(const ClusterOptions& options, uint64_t epoch,
+                                        const internal::v1::CacheShape& cache) {
+  internal::v1::Assignment assignment;
+  assignment.set_epoch(epoch);
+  assignment.set_dp(options.shape.dp);
+  assignment.set_tp(options.shape.tp);
+  assignment.set_model_dir(options.model_dir);
+  for (const Head& head : options.heads) {
+    internal::v1::HeadSource* source = assignment.add_heads();
+    source->set_name(head.name);
+    source->set_dir(head.dir);
+  }
+  *assignment.mutable_placement() = ToProto(options.placement);
+  *assignment.mutable_cache() = cache;
+  assignment.set_max_step_tokens(options.max_step_tokens);
+  assignment.set_require_mxfp4(options.require_mxfp4);
+  assignment.set_allow_forced_routing(options.allow_forced_routing);
+  return assignment;
+}
+
+absl::StatusOr<internal::v1::CacheShape> FitMembers(const ClusterOptions& options,
+                                                    std::span<const ClusterMember* const> by_rank) {
+  std::vector<RankMemory> memory;
+  for (const ClusterMember* member : by_rank) memory.push_back(MemoryOf(*member));
+  const bool cuda = !memory.empty() && memory.front().cuda;
+  return FitMemory(Needs(options, cuda), memory, options.kv_cache_bytes);
+}
+
+}  // namespace conclave::coordinator

@@ -1,0 +1,26 @@
+#ifndef CONCLAVE_COORDINATOR_ASSIGNMENT_H_
+#define CONCLAVE_COORDINATOR_ASSIGNMENT_H_
+
+#include <cstdint>
+#include <span>
+
+#include "absl/status/statusor.h"
+#include "coordinator/cluster_member.h"
+#include "coordinator/cluster_options.h"
+#include "coordinator/memory_fit.h"
+#include "proto/conclave/internal/v1/worker.pb.h"
+
+namespace conclave::coordinator {
+
+// What every rank of an epoch is told; only `rank` differs between them.
+internal::v1::Assignment MakeAssignment(const ClusterOptions& options, uint64_t epoch,
+                                        const internal::v1::CacheShape& cache);
+
+// Whether these workers, `by_rank` [world], can hold the model, and the cache they then allocate
+// (FitMemory).
+absl::StatusOr<internal::v1::CacheShape> FitMembers(const ClusterOptions& options,
+                                                    std::span<const ClusterMember* const> by_rank);
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_ASSIGNMENT_H_

@@ -1,0 +1,281 @@
+#include "coordinator/engine_loop.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "base/logging.h"
+#include "base/status_macros.h"
+#include "coordinator/cluster_report.h"
+
+namespace conclave::coordinator {
+namespace {
+
+// Messages handled before plans are sent again: enough to batch what arrives together (prompts of
+// one GenerateBatch, answers of all ranks), few enough not to keep the workers waiting.
+constexpr int kMessagesPerRound = 1024;
+
+// A Snapshot's patience with the loop; then the last one is given.
+constexpr absl::Duration kSnapshotLimit = absl::Seconds(2);
+
+// The loop goes round every Cluster::kTick at least; one that has not for this long is stuck.
+constexpr absl::Duration kLiveLimit = absl::Seconds(10);
+
+SchedulerOptions SchedulerOptionsOf(const EngineOptions& options) {
+  const ClusterOptions& cluster = options.cluster;
+  SchedulerOptions scheduler;
+  scheduler.shape = cluster.shape;
+  scheduler.context_length = cluster.config.context_length;
+  scheduler.window = std::max(1, cluster.config.sliding_window);
+  scheduler.vocab_size = cluster.config.vocab_size;
+  scheduler.eos_token_ids = cluster.config.eos_token_ids;
+  for (const Head& head : cluster.heads) {
+    scheduler.head_labels.push_back(static_cast<int>(head.config.labels.size()));
+  }
+  scheduler.max_step_tokens = cluster.max_step_tokens;
+  scheduler.prefill_chunk = cluster.prefill_chunk;
+  scheduler.max_running = cluster.max_running;
+  scheduler.max_queued = options.max_queued;
+  scheduler.pipeline_depth = options.pipeline_depth;
+  scheduler.exchange = options.exchange;
+  return scheduler;
+}
+
+void EndUnserved(const Request& request, const absl::Status& status) {
+  Outcome outcome;
+  outcome.status = status;
+  outcome.prompt_tokens = static_cast<int>(request.tokens.size());
+  request.sink->OnEnd(outcome);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(EngineOptions options,
+                                                               const base::Clock& clock) {
+  SchedulerOptions scheduler = SchedulerOptionsOf(options);
+  RETURN_IF_ERROR(CheckSchedulerOptions(scheduler));
+  if (options.cluster.kv_cache_bytes < 0) {
+    return absl::InvalidArgumentError(
+        fmt::format("kv_cache_bytes is {}: it must be at least 0", options.cluster.kv_cache_bytes));
+  }
+  return std::unique_ptr<EngineLoop>(
+      new EngineLoop(std::move(options), std::move(scheduler), clock));
+}
+
+EngineLoop::EngineLoop(EngineOptions options, SchedulerOptions scheduler_options,
+                       const base::Clock& clock)
+    : clock_(clock),
+      scheduler_options_(std::move(scheduler_options)),
+      cluster_(std::move(options.cluster), rendezvous_, clock),
+      scheduler_(scheduler_options_, clock) {
+  Publish();
+  {
+    absl::MutexLock lock(&mutex_);
+    published_.report = ReportCluster(cluster_, scheduler_);
+  }
+  thread_ = std::thread([this] { Run(); });
+}
+
+EngineLoop::~EngineLoop() { Stop(); }
+
+void EngineLoop::Stop() {
+  absl::MutexLock lock(&stop_mutex_);
+  if (!thread_.joinable()) return;
+  mailbox_.Post(StopMessage{});
+  thread_.join();
+}
+
+// --- Any thread ---
+
+absl::StatusOr<RequestId> EngineLoop::Submit(Request request) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!published_.ready) {
+      return absl::UnavailableError(
+          fmt::format("no complete group of workers is ready: {}", published_.problem));
+    }
+    RETURN_IF_ERROR(CheckRequest(request, published_.limits));
+  }
+  if (posted_.fetch_add(1) + queued_.load() >= scheduler_options_.max_queued) {
+    posted_.fetch_sub(1);
+    return absl::ResourceExhaustedError(
+        fmt::format("{} requests are queued, the most there may be; retry after 1 s",
+                    scheduler_options_.max_queued));
+  }
+  const RequestId id = next_id_.fetch_add(1);
+  if (!mailbox_.Post(SubmitMessage{.id = id, .request = std::move(request)})) {
+    posted_.fetch_sub(1);
+    return absl::UnavailableError("the coordinator stops");
+  }
+  return id;
+}
+
+void EngineLoop::Cancel(RequestId id) { mailbox_.Post(CancelMessage{.id = id}); }
+
+v1::GetClusterResponse EngineLoop::Snapshot() {
+  auto reply = std::make_shared<SnapshotReply>();
+  if (mailbox_.Post(SnapshotMessage{.reply = reply})) {
+    absl::MutexLock lock(&reply->mutex);
+    if (reply->mutex.AwaitWithTimeout(absl::Condition(&reply->done), kSnapshotLimit)) {
+      return std::move(reply->report);
+    }
+  }
+  absl::MutexLock lock(&mutex_);
+  return published_.report;
+}
+
+bool EngineLoop::Serving() {
+  absl::MutexLock lock(&mutex_);
+  return published_.ready && !published_.progress.Stalled(clock_.Now());
+}
+
+bool EngineLoop::Live() {
+  absl::MutexLock lock(&mutex_);
+  return clock_.Now() - published_.last_round < kLiveLimit * base::TimeScale();
+}
+
+void EngineLoop::OnWorkerJoined(WorkerId worker, std::shared_ptr<WorkerLink> link) {
+  if (!mailbox_.Post(JoinedMessage{.worker = worker, .link = link})) link->Close();
+}
+
+void EngineLoop::OnWorkerMessage(WorkerId worker, internal::v1::WorkerMessage message) {
+  mailbox_.Post(SaidMessage{.worker = worker, .message = std::move(message)});
+}
+
+void EngineLoop::OnWorkerGone(WorkerId worker, const std::string& why) {
+  mailbox_.Post(GoneMessage{.worker = worker, .why = why});
+}
+
+// --- The loop's thread ---
+
+void EngineLoop::Run() {
+  while (!stopping_) {
+    // Silence is judged only when everything that was said has been heard.
+    if (Drain()) cluster_.Tick();
+    FollowCluster();
+    scheduler_.Expire();
+    SendPlans();
+    Publish();
+  }
+  mailbox_.Close();
+  scheduler_.FailAll(absl::UnavailableError("the coordinator stops"));
+  cluster_.Shutdown();
+  while (!Drain()) {  // ends what was submitted meanwhile
+  }
+  Publish();
+}
+
+// Waits for a message and handles those that are there. False when some are left.
+bool EngineLoop::Drain() {
+  int handled = 0;
+  for (std::optional<Message> message = mailbox_.Take(WaitLimit()); message.has_value();
+       message = mailbox_.Take(absl::ZeroDuration())) {
+    std::visit([this](auto& kind) { Handle(kind); }, *message);
+    if (++handled == kMessagesPerRound) return false;
+  }
+  return true;
+}
+
+absl::Duration EngineLoop::WaitLimit() const {
+  if (stopping_) return absl::ZeroDuration();
+  const absl::Duration deadline = scheduler_.NextDeadline() - clock_.Now();
+  return std::clamp(deadline, absl::ZeroDuration(), Cluster::kTick);
+}
+
+void EngineLoop::Handle(SubmitMessage& message) {
+  if (scheduler_.in_epoch()) {
+    scheduler_.Submit(message.id, std::move(message.request));
+  } else {
+    EndUnserved(message.request, absl::UnavailableError(fmt::format(
+                                     "the group of workers was lost: {}",
+                                     stopping_ ? "the coordinator stops" : cluster_.Problem())));
+  }
+  queued_.store(scheduler_.queued());
+  posted_.fetch_sub(1);
+}
+
+void EngineLoop::Handle(CancelMessage& message) { scheduler_.Cancel(message.id); }
+
+void EngineLoop::Handle(JoinedMessage& message) {
+  if (stopping_) return message.link->Close();
+  cluster_.Open(message.worker, std::move(message.link));
+}
+
+void EngineLoop::Handle(SaidMessage& message) {
+  if (message.message.has_step_result()) {
+    HandleResult(message.worker, message.message.step_result());
+  } else {
+    cluster_.OnMessage(message.worker, message.message);
+    FollowCluster();
+  }
+}
+
+void EngineLoop::Handle(GoneMessage& message) {
+  cluster_.Gone(message.worker, message.why);
+  FollowCluster();
+}
+
+void EngineLoop::Handle(SnapshotMessage& message) {
+  v1::GetClusterResponse report = ReportCluster(cluster_, scheduler_);
+  {
+    absl::MutexLock lock(&mutex_);
+    published_.report = report;
+  }
+  absl::MutexLock lock(&message.reply->mutex);
+  message.reply->report = std::move(report);
+  message.reply->done = true;
+}
+
+void EngineLoop::Handle(StopMessage&) { stopping_ = true; }
+
+void EngineLoop::HandleResult(WorkerId worker, const internal::v1::StepResult& result) {
+  cluster_.Touch(worker);
+  const std::optional<int> rank = cluster_.RankOf(worker, result.epoch());
+  if (!rank.has_value() || !scheduler_.in_epoch()) return;
+  const absl::Status accepted = scheduler_.OnResult(*rank, result);
+  if (accepted.ok()) return;
+  cluster_.Fault(worker, accepted);
+  FollowCluster();
+}
+
+// The scheduler's epoch is the cluster's, as long as that is READY.
+void EngineLoop::FollowCluster() {
+  const bool ready = cluster_.state() == v1::READY;
+  if (scheduler_.in_epoch() && (!ready || cluster_.epoch() != scheduled_epoch_)) {
+    scheduler_.FailAll(absl::UnavailableError(fmt::format(
+        "the group of workers was lost: {}; what was sent until now is a prefix of the output",
+        cluster_.last_end())));
+  }
+  if (ready && !scheduler_.in_epoch()) {
+    scheduled_epoch_ = cluster_.epoch();
+    scheduler_.BeginEpoch(scheduled_epoch_, cluster_.cache());
+  }
+}
+
+void EngineLoop::SendPlans() {
+  while (const std::optional<WorldPlan> plan = scheduler_.NextPlan()) cluster_.Send(*plan);
+  queued_.store(scheduler_.queued());
+}
+
+void EngineLoop::Publish() {
+  absl::MutexLock lock(&mutex_);
+  published_.ready = scheduler_.in_epoch();
+  published_.problem = stopping_ ? "the coordinator stops" : cluster_.Problem();
+  published_.limits = Limits();
+  published_.progress = scheduler_.progress();
+  published_.last_round = clock_.Now();
+}
+
+RequestLimits EngineLoop::Limits() const {
+  const internal::v1::CacheShape& cache = cluster_.cache();
+  return {.context_length = scheduler_options_.context_length,
+          .window = scheduler_options_.window,
+          .prefill_chunk = scheduler_options_.prefill_chunk,
+          .num_heads = static_cast<int>(scheduler_options_.head_labels.size()),
+          .blocks = {.full = static_cast<int>(cache.full_blocks()),
+                     .sliding = static_cast<int>(cache.sliding_blocks())}};
+}
+
+}  // namespace conclave::coordinator

@@ -1,0 +1,160 @@
+#ifndef CONCLAVE_COORDINATOR_ENGINE_LOOP_H_
+#define CONCLAVE_COORDINATOR_ENGINE_LOOP_H_
+
+// The engine: one thread owns the scheduler and the membership; services and workers' streams talk
+// to it by message.
+//
+//   ASSIGN_OR_RETURN(auto engine, EngineLoop::Create(options, clock));
+//   WorkerRegistryService registry(*engine, engine->rendezvous());   // workers
+//   GenerationServiceImpl generation(*engine, ...);                  // users
+//   ...
+//   engine->Stop();   // then shut the servers down
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <variant>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/mailbox.h"
+#include "coordinator/cluster.h"
+#include "coordinator/cluster_options.h"
+#include "coordinator/engine.h"
+#include "coordinator/exchange_policy.h"
+#include "coordinator/progress.h"
+#include "coordinator/rendezvous.h"
+#include "coordinator/request_limits.h"
+#include "coordinator/scheduler.h"
+#include "coordinator/worker_link.h"
+
+namespace conclave::coordinator {
+
+struct EngineOptions {
+  ClusterOptions cluster;
+  // As in SchedulerOptions; the rest of those follow from `cluster`.
+  int max_queued = 1024;
+  int pipeline_depth = 2;
+  ExchangeChoice exchange = ExchangeChoice::kAuto;
+};
+
+// Thread-safe.
+class EngineLoop final : public Engine, public WorkerEvents {
+ public:
+  // INVALID_ARGUMENT names the option. Borrows `clock`.
+  static absl::StatusOr<std::unique_ptr<EngineLoop>> Create(EngineOptions options,
+                                                            const base::Clock& clock);
+  ~EngineLoop() override;
+
+  // Ends every request with UNAVAILABLE and every worker's stream, and returns when the thread has
+  // ended. Later calls are refused.
+  void Stop();
+
+  // Engine.
+  absl::StatusOr<RequestId> Submit(Request request) override;
+  void Cancel(RequestId id) override;
+  v1::GetClusterResponse Snapshot() override;
+  bool Serving() override;
+
+  // The loop answers: it has gone round lately, whatever state the group is in.
+  bool Live();
+
+  // WorkerEvents.
+  void OnWorkerJoined(WorkerId worker, std::shared_ptr<WorkerLink> link) override;
+  void OnWorkerMessage(WorkerId worker, internal::v1::WorkerMessage message) override;
+  void OnWorkerGone(WorkerId worker, const std::string& why) override;
+
+  Rendezvous& rendezvous() { return rendezvous_; }
+
+ private:
+  // A Snapshot's caller waits for this.
+  struct SnapshotReply {
+    absl::Mutex mutex;  // guards both below
+    bool done = false;
+    v1::GetClusterResponse report;
+  };
+
+  struct SubmitMessage {
+    RequestId id;
+    Request request;
+  };
+  struct CancelMessage {
+    RequestId id;
+  };
+  struct JoinedMessage {
+    WorkerId worker;
+    std::shared_ptr<WorkerLink> link;
+  };
+  struct SaidMessage {
+    WorkerId worker;
+    internal::v1::WorkerMessage message;
+  };
+  struct GoneMessage {
+    WorkerId worker;
+    std::string why;
+  };
+  struct SnapshotMessage {
+    std::shared_ptr<SnapshotReply> reply;
+  };
+  struct StopMessage {};
+  using Message = std::variant<SubmitMessage, CancelMessage, JoinedMessage, SaidMessage,
+                               GoneMessage, SnapshotMessage, StopMessage>;
+
+  // What other threads may know without asking the loop.
+  struct Published {
+    bool ready = false;
+    std::string problem;
+    RequestLimits limits;  // of the running epoch
+    Progress progress;
+    absl::Time last_round;
+    v1::GetClusterResponse report;  // of the last Snapshot
+  };
+
+  EngineLoop(EngineOptions options, SchedulerOptions scheduler_options, const base::Clock& clock);
+
+  // All below: the loop's thread.
+  void Run();
+  bool Drain();
+  absl::Duration WaitLimit() const;
+  void Handle(SubmitMessage& message);
+  void Handle(CancelMessage& message);
+  void Handle(JoinedMessage& message);
+  void Handle(SaidMessage& message);
+  void Handle(GoneMessage& message);
+  void Handle(SnapshotMessage& message);
+  void Handle(StopMessage& message);
+  void HandleResult(WorkerId worker, const internal::v1::StepResult& result);
+  void FollowCluster();
+  void SendPlans();
+  void Publish();
+  RequestLimits Limits() const;
+
+  const base::Clock& clock_;
+  const SchedulerOptions scheduler_options_;
+  Rendezvous rendezvous_;
+  base::Mailbox<Message> mailbox_;
+  std::atomic<RequestId> next_id_{1};
+
+  // Requests that wait: in the mailbox, and in the scheduler's queue. Their sum bounds the queue.
+  std::atomic<int> posted_{0};
+  std::atomic<int> queued_{0};
+
+  absl::Mutex mutex_;
+  Published published_ ABSL_GUARDED_BY(mutex_);
+
+  // Of the loop's thread.
+  Cluster cluster_;
+  Scheduler scheduler_;
+  uint64_t scheduled_epoch_ = 0;
+  bool stopping_ = false;
+
+  absl::Mutex stop_mutex_;  // guards joining the thread
+  std::thread thread_;
+};
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_ENGINE_LOOP_H_

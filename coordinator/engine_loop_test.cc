@@ -1,0 +1,397 @@
+#include "coordinator/engine_loop.h"
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "base/clock.h"
+#include "coordinator/cluster_testing.h"
+#include "coordinator/engine_testing.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace conclave::coordinator {
+namespace {
+
+using ::testing::HasSubstr;
+
+const absl::Duration kPatience = absl::Seconds(20) * base::TimeScale();
+
+// A worker without a wire: loads at once, and answers plans at once or when it is told to.
+class FakeWorker : public WorkerLink {
+ public:
+  FakeWorker(WorkerId id, EngineLoop& engine, const ClusterOptions& options)
+      : id_(id), engine_(engine), options_(options) {}
+
+  void Send(internal::v1::CoordinatorMessage message) override {
+    absl::MutexLock lock(&mutex_);
+    if (message.has_assignment()) {
+      rank_ = message.assignment().rank();
+      epoch_ = message.assignment().epoch();
+      Load(message.assignment().cache());
+      engine_.OnWorkerMessage(id_, ReadyMessage(epoch_));
+    } else if (message.has_step_plan()) {
+      plans_.push_back(std::move(*message.mutable_step_plan()));
+      while (!holding_ && !plans_.empty()) AnswerOldest();
+    }
+  }
+  void Close() override {
+    absl::MutexLock lock(&mutex_);
+    closed_ = true;
+  }
+  void Abort() override { Close(); }
+
+  // From now on plans wait for Release.
+  void Hold() {
+    absl::MutexLock lock(&mutex_);
+    holding_ = true;
+  }
+  void Release() {
+    absl::MutexLock lock(&mutex_);
+    holding_ = false;
+    while (!plans_.empty()) AnswerOldest();
+  }
+  // Waits for a plan that is held.
+  bool WaitForPlan() {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [this] { return !plans_.empty(); };
+    return mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience);
+  }
+  bool closed() {
+    absl::MutexLock lock(&mutex_);
+    return closed_;
+  }
+  WorkerId id() const { return id_; }
+
+ private:
+  void Load(const internal::v1::CacheShape& cache) {
+    plans_.clear();
+    executor_ = std::make_unique<FakeRank>(
+        FakeRank::Shape{.window = options_.config.sliding_window,
+                        .vocab_size = options_.config.vocab_size,
+                        .head_labels = {},
+                        .full_blocks = static_cast<int>(cache.full_blocks()),
+                        .sliding_blocks = static_cast<int>(cache.sliding_blocks()),
+                        .max_sequences = static_cast<int>(cache.max_sequences()),
+                        .max_step_tokens = options_.max_step_tokens});
+  }
+
+  void AnswerOldest() {
+    internal::v1::WorkerMessage message;
+    *message.mutable_step_result() = executor_->Execute(plans_.front());
+    plans_.pop_front();
+    if (options_.shape.tp_rank(rank_) != 0) message.mutable_step_result()->clear_sampled();
+    engine_.OnWorkerMessage(id_, std::move(message));
+  }
+
+  const WorkerId id_;
+  EngineLoop& engine_;
+  const ClusterOptions options_;
+  absl::Mutex mutex_;  // guards all below
+  bool holding_ = false;
+  bool closed_ = false;
+  int rank_ = 0;
+  uint64_t epoch_ = 0;
+  std::unique_ptr<FakeRank> executor_;
+  std::deque<internal::v1::StepPlan> plans_;
+};
+
+EngineOptions SmallEngineOptions(const model::ParallelShape& shape) {
+  EngineOptions options;
+  options.cluster = SmallClusterOptions(shape);
+  return options;
+}
+
+class EngineLoopTest : public ::testing::Test {
+ protected:
+  void Start(EngineOptions options) {
+    options_ = std::move(options);
+    auto engine = EngineLoop::Create(options_, clock_);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    engine_ = *std::move(engine);
+  }
+  void Start(const model::ParallelShape& shape) { Start(SmallEngineOptions(shape)); }
+
+  void TearDown() override {
+    if (engine_ != nullptr) engine_->Stop();
+  }
+
+  FakeWorker& Join() {
+    workers_.push_back(std::make_shared<FakeWorker>(++last_worker_, *engine_, options_.cluster));
+    engine_->OnWorkerJoined(last_worker_, workers_.back());
+    engine_->OnWorkerMessage(last_worker_, RegisterMessage(static_cast<int64_t>(last_worker_)));
+    return *workers_.back();
+  }
+
+  void JoinAll() {
+    while (static_cast<int>(workers_.size()) < options_.cluster.shape.world()) Join();
+    ASSERT_TRUE(WaitUntil([this] { return engine_->Serving(); }));
+  }
+
+  // Each look at the condition goes through the engine's thread: no time is waited for.
+  bool WaitUntil(const std::function<bool()>& condition) {
+    const absl::Time limit = absl::Now() + kPatience;
+    while (!condition()) {
+      if (absl::Now() > limit) return false;
+      engine_->Snapshot();
+    }
+    return true;
+  }
+
+  std::shared_ptr<RecordingSink> sink() { return std::make_shared<RecordingSink>(); }
+
+  static Request MakeRequest(std::shared_ptr<RecordingSink> sink, int prompt, int max_tokens,
+                             uint64_t seed = 1) {
+    Request request;
+    request.tokens.assign(prompt, 5);
+    request.max_tokens = max_tokens;
+    request.sampling.set_seed(seed);
+    request.sink = std::move(sink);
+    return request;
+  }
+
+  base::FakeClock clock_;
+  EngineOptions options_;
+  std::unique_ptr<EngineLoop> engine_;
+  std::vector<std::shared_ptr<FakeWorker>> workers_;
+  WorkerId last_worker_ = 0;
+};
+
+TEST_F(EngineLoopTest, ServesARequestThroughEveryRank) {
+  Start({.dp = 2, .tp = 2});
+  JoinAll();
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 20, 30, 9)).ok());
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_TRUE(result->outcome().status.ok()) << result->outcome().status;
+  ASSERT_EQ(result->tokens().size(), 30u);
+  for (int i = 0; i < 30; ++i) EXPECT_EQ(result->tokens()[i], FakeToken(9, 20 + i, 1000));
+  const v1::GetClusterResponse report = engine_->Snapshot();
+  EXPECT_EQ(report.state(), v1::READY);
+  EXPECT_EQ(report.counters().tokens_computed(), 49u);
+  EXPECT_EQ(report.counters().max_plans_in_flight(), 2u);
+  EXPECT_EQ(report.counters().requests_finished(), 1u);
+  EXPECT_EQ(report.counters().full_blocks().used(), 0u);
+  EXPECT_EQ(report.ranks_size(), 4);
+}
+
+TEST_F(EngineLoopTest, RefusesAtOnceWhileNoCompleteGroupIsThere) {
+  Start({.dp = 2, .tp = 1});
+  Join();
+  ASSERT_TRUE(WaitUntil([&] {
+    return engine_->Submit(MakeRequest(sink(), 5, 5)).status().ToString().find("1 of 2 workers") !=
+           std::string::npos;
+  }));
+  const absl::Status status = engine_->Submit(MakeRequest(sink(), 5, 5)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(engine_->Serving());
+  EXPECT_TRUE(engine_->Live());
+}
+
+TEST_F(EngineLoopTest, AFullQueueIsResourceExhaustedWithARetryDelay) {
+  EngineOptions options = SmallEngineOptions({.dp = 1, .tp = 1});
+  options.cluster.max_running = 1;
+  options.max_queued = 2;
+  Start(options);
+  JoinAll();
+  workers_[0]->Hold();
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  const auto submit = [&] {
+    sinks.push_back(sink());
+    return engine_->Submit(MakeRequest(sinks.back(), 5, 3)).status();
+  };
+  ASSERT_TRUE(submit().ok());
+  ASSERT_TRUE(WaitUntil([&] {
+    const auto counters = engine_->Snapshot().counters();
+    return counters.running() == 1 && counters.queued() == 0;
+  }));
+  // The count of those that wait is taken over when the engine's round ends.
+  ASSERT_TRUE(WaitUntil([&] { return submit().ok(); }));
+  ASSERT_TRUE(submit().ok());
+  const absl::Status refused = submit();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused.ToString(), HasSubstr("retry after"));
+  EXPECT_FALSE(sinks.back()->ended());
+  workers_[0]->Release();
+  EXPECT_TRUE(sinks.front()->WaitForEnd(kPatience));
+  ASSERT_TRUE(WaitUntil([&] { return submit().ok(); }));
+  EXPECT_TRUE(sinks.back()->WaitForEnd(kPatience));
+}
+
+TEST_F(EngineLoopTest, ARequestThatCanNeverFitIsRefusedWithTheNumbers) {
+  EngineOptions options = SmallEngineOptions({.dp = 1, .tp = 1});
+  options.cluster.kv_cache_bytes = 64 * 1024;  // 8 blocks of 8 KiB, 3 of them sliding
+  Start(options);
+  JoinAll();
+  const absl::Status status = engine_->Submit(MakeRequest(sink(), 200, 50)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(status.ToString(), HasSubstr("needs 16 full"));
+  const auto fits = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(fits, 40, 20)).ok());
+  EXPECT_TRUE(fits->WaitForEnd(kPatience));
+}
+
+TEST_F(EngineLoopTest, ALostWorkerEndsEveryStreamAndTheGroupComesBack) {
+  EngineOptions options = SmallEngineOptions({.dp = 2, .tp = 1});
+  options.cluster.max_running = 1;
+  Start(options);
+  JoinAll();
+  for (const auto& worker : workers_) worker->Hold();
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 5; ++i) {
+    sinks.push_back(sink());
+    ASSERT_TRUE(engine_->Submit(MakeRequest(sinks.back(), 5, 50)).ok());
+  }
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  engine_->OnWorkerGone(workers_[1]->id(), "its stream ended");
+  for (const auto& one : sinks) {
+    ASSERT_TRUE(one->WaitForEnd(kPatience));
+    EXPECT_EQ(one->outcome().status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(one->outcome().status.ToString(), HasSubstr("rank 1"));
+  }
+  EXPECT_EQ(engine_->Snapshot().state(), v1::RECOVERING);
+  ASSERT_TRUE(WaitUntil([&] { return !engine_->Serving(); }));
+  // Answers of the old epoch that are still on their way change nothing.
+  workers_[0]->Release();
+  Join();
+  ASSERT_TRUE(WaitUntil([&] { return engine_->Serving(); }));
+  const auto after = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(after, 5, 5)).ok());
+  ASSERT_TRUE(after->WaitForEnd(kPatience));
+  EXPECT_TRUE(after->outcome().status.ok());
+  EXPECT_EQ(engine_->Snapshot().epoch(), 2u);
+}
+
+TEST_F(EngineLoopTest, AWrongAnswerEndsTheEpochNotTheProcess) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  workers_[0]->Hold();
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 5, 50)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  internal::v1::WorkerMessage wrong;
+  wrong.mutable_step_result()->set_epoch(1);
+  wrong.mutable_step_result()->set_step(17);
+  engine_->OnWorkerMessage(workers_[0]->id(), wrong);
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_EQ(result->outcome().status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(result->outcome().status.ToString(), HasSubstr("answered step 17"));
+}
+
+TEST_F(EngineLoopTest, ReadyMeansProgress) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  clock_.Advance(absl::Hours(1));
+  EXPECT_TRUE(engine_->Serving());
+  workers_[0]->Hold();
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 5, 5)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  // The round that sent the plan has been published once the next one is answered.
+  engine_->Snapshot();
+  engine_->Snapshot();
+  EXPECT_TRUE(engine_->Serving());
+  clock_.Advance(absl::Seconds(11) * base::TimeScale());
+  EXPECT_FALSE(engine_->Serving());
+  EXPECT_TRUE(WaitUntil([&] { return engine_->Live(); }));
+  workers_[0]->Release();
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_TRUE(WaitUntil([&] { return engine_->Serving(); }));
+}
+
+TEST_F(EngineLoopTest, CancelledAndExpiredRequestsEnd) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  workers_[0]->Hold();
+  const auto cancelled = sink();
+  const auto expired = sink();
+  const auto id = engine_->Submit(MakeRequest(cancelled, 5, 50));
+  ASSERT_TRUE(id.ok());
+  Request request = MakeRequest(expired, 5, 50);
+  request.deadline = clock_.Now() + absl::Seconds(1);
+  ASSERT_TRUE(engine_->Submit(std::move(request)).ok());
+  engine_->Cancel(*id);
+  ASSERT_TRUE(cancelled->WaitForEnd(kPatience));
+  EXPECT_EQ(cancelled->outcome().reason, FinishReason::kCancelled);
+  EXPECT_FALSE(expired->ended());
+  clock_.Advance(absl::Seconds(1));
+  ASSERT_TRUE(expired->WaitForEnd(kPatience));
+  EXPECT_EQ(expired->outcome().status.code(), absl::StatusCode::kDeadlineExceeded);
+  workers_[0]->Release();
+  EXPECT_TRUE(WaitUntil([&] { return engine_->Snapshot().counters().full_blocks().used() == 0; }));
+}
+
+TEST_F(EngineLoopTest, StopEndsEverythingAndRefusesWhatFollows) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  workers_[0]->Hold();
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 5, 50)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  engine_->Stop();
+  ASSERT_TRUE(result->ended());
+  EXPECT_EQ(result->outcome().status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(workers_[0]->closed());
+  EXPECT_EQ(engine_->Submit(MakeRequest(sink(), 5, 5)).status().code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(engine_->Serving());
+  engine_->Snapshot();
+  engine_->Stop();
+}
+
+TEST_F(EngineLoopTest, ABadOptionIsRefusedByName) {
+  EngineOptions options = SmallEngineOptions({.dp = 1, .tp = 1});
+  options.cluster.max_running = 65;
+  EXPECT_THAT(EngineLoop::Create(options, clock_).status().ToString(),
+              HasSubstr("max_running is 65"));
+  options = SmallEngineOptions({.dp = 1, .tp = 1});
+  options.cluster.kv_cache_bytes = -1;
+  EXPECT_THAT(EngineLoop::Create(options, clock_).status().ToString(), HasSubstr("kv_cache_bytes"));
+}
+
+// Many callers at once, a worker lost in the middle, and a stop: every request that was taken ends
+// exactly once (the sink checks that), with a prefix of its true output.
+TEST_F(EngineLoopTest, WhateverHappensEveryRequestEndsOnce) {
+  Start({.dp = 2, .tp = 1});
+  JoinAll();
+  constexpr int kThreads = 4;
+  constexpr int kRequests = 60;
+  std::vector<std::vector<std::pair<uint64_t, std::shared_ptr<RecordingSink>>>> taken(kThreads);
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < kThreads; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (int i = 0; i < kRequests; ++i) {
+        const uint64_t seed = thread * 1000 + i;
+        const auto one = sink();
+        const auto id = engine_->Submit(MakeRequest(one, 1 + i % 40, 1 + i % 17, seed));
+        if (!id.ok()) continue;
+        taken[thread].emplace_back(seed, one);
+        if (i % 5 == 0) engine_->Cancel(*id);
+        if (thread == 0 && i == kRequests / 2) engine_->OnWorkerGone(1, "killed");
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  engine_->Stop();
+  size_t ended = 0;
+  for (int thread = 0; thread < kThreads; ++thread) {
+    for (const auto& [seed, one] : taken[thread]) {
+      ASSERT_TRUE(one->ended());
+      ++ended;
+      const int prompt = one->outcome().prompt_tokens;
+      const std::vector<int> tokens = one->tokens();
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        EXPECT_EQ(tokens[i], FakeToken(seed, prompt + static_cast<int>(i), 1000));
+      }
+    }
+  }
+  EXPECT_GT(ended, 0u);
+}
+
+}  // namespace
+}  // namespace conclave::coordinator

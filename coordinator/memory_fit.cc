@@ -1,0 +1,156 @@
+#include "coordinator/memory_fit.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <map>
+
+#include "base/status_macros.h"
+
+namespace conclave::coordinator {
+namespace {
+
+// Share of a host's free memory that the cache may take unasked: the host has other uses for the
+// rest, and page cache of the weights is one of them.
+constexpr double kHostShare = 0.10;
+// Share of a GPU's memory that may be planned; the rest is the driver's and the libraries'.
+constexpr double kDeviceShare = 0.90;
+
+// Logits are made in tiles of this many rows at most.
+constexpr int64_t kLogitRows = 256;
+
+std::string Bytes(int64_t bytes) {
+  constexpr double kMiB = 1 << 20;
+  if (bytes < 1024 * kMiB) return fmt::format("{:.1f} MiB", bytes / kMiB);
+  return fmt::format("{:.2f} GiB", bytes / (1024 * kMiB));
+}
+
+int64_t CacheBytes(const MemoryNeeds& needs, const internal::v1::CacheShape& cache) {
+  return cache.full_blocks() * needs.full_block_bytes +
+         cache.sliding_blocks() * needs.sliding_block_bytes;
+}
+
+// Ranks that share one memory.
+struct Domain {
+  std::string name;
+  bool cuda = false;
+  int ranks = 0;
+  int64_t total = std::numeric_limits<int64_t>::max();
+  int64_t free = std::numeric_limits<int64_t>::max();
+  int64_t held = 0;
+  int64_t weights = 0;
+
+  int64_t available() const { return std::min(total, free + held); }
+};
+
+std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory> ranks) {
+  std::map<std::string, Domain> domains;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const RankMemory& memory = ranks[rank];
+    const std::string name =
+        memory.cuda ? fmt::format("rank {}", rank) : fmt::format("host {}", memory.host_id);
+    Domain& domain = domains[name];
+    domain.name = name;
+    domain.cuda = memory.cuda;
+    ++domain.ranks;
+    domain.total = std::min(domain.total, memory.total_bytes);
+    domain.free = std::min(domain.free, memory.free_bytes);
+    domain.held += memory.held_kv_bytes;
+    domain.weights += needs.weight_bytes[rank];
+  }
+  std::vector<Domain> list;
+  for (auto& [name, domain] : domains) {
+    if (!domain.cuda) domain.weights = std::min(domain.weights, needs.model_bytes);
+    list.push_back(std::move(domain));
+  }
+  return list;
+}
+
+// Bytes of cache per rank that the domain grants unasked.
+int64_t Grant(const MemoryNeeds& needs, const Domain& domain) {
+  if (domain.cuda) {
+    const auto usable = static_cast<int64_t>(domain.total * kDeviceShare);
+    return usable - domain.weights - needs.activation_bytes;
+  }
+  return static_cast<int64_t>(domain.available() * kHostShare) / domain.ranks;
+}
+
+absl::Status CheckFits(const MemoryNeeds& needs, const Domain& domain, int64_t cache_bytes) {
+  const int64_t cache = cache_bytes * domain.ranks;
+  const int64_t activations = needs.activation_bytes * domain.ranks;
+  const bool fits_free = domain.cuda || cache + activations <= domain.available();
+  const bool fits_total = domain.weights + cache + activations <= domain.total;
+  if (fits_free && fits_total) return absl::OkStatus();
+  return absl::FailedPreconditionError(fmt::format(
+      "{} with {} rank(s) has {} of memory, {} free; needed are {} of weights, {} of KV cache and "
+      "{} of activations: use more hosts, or lower --kv-cache-bytes or --max-step-tokens",
+      domain.name, domain.ranks, Bytes(domain.total), Bytes(domain.available()),
+      Bytes(domain.weights), Bytes(cache), Bytes(activations)));
+}
+
+}  // namespace
+
+int64_t EstimateActivationBytes(const model::Config& config, const model::ParallelShape& shape,
+                                int max_step_tokens) {
+  const int64_t rows = max_step_tokens;
+  const int64_t hidden = config.hidden_size;
+  const int64_t heads_dim =
+      int64_t{config.head_dim} * (2 * config.num_heads + 2 * config.num_kv_heads) / shape.tp;
+  // Residual stream and normed input in float32, two partial sums in float64, q k v and attention.
+  const int64_t per_row = hidden * (4 + 4 + 8 + 8) + heads_dim * 4;
+  // Copies that arrive when every rank sends all its rows here, and those sent: hidden, ids and
+  // weights, partial sums in float64, both ways.
+  const int64_t copies = rows * shape.world();
+  const int64_t per_copy = 2 * (hidden * 4 + config.experts_per_token * 8 + hidden * 8);
+  const int64_t expert_rows =
+      copies *
+      std::min(config.experts_per_token, (config.num_experts + shape.world() - 1) / shape.world());
+  const int64_t logits = std::min(rows, kLogitRows) * config.vocab_size * 4;
+  return rows * per_row + copies * per_copy + expert_rows * config.intermediate_size * 4 + logits;
+}
+
+absl::StatusOr<internal::v1::CacheShape> SizeCache(const MemoryNeeds& needs, int64_t budget) {
+  const int64_t window_bytes =
+      std::max<int64_t>(1, needs.per_sequence.sliding * needs.sliding_block_bytes);
+  const int64_t windows = std::clamp<int64_t>(budget / 2 / window_bytes, 1, needs.max_running);
+  const int64_t left = budget - windows * needs.per_sequence.sliding * needs.sliding_block_bytes;
+  const int64_t wanted = int64_t{needs.max_running} * needs.per_sequence.full;
+  const int64_t full =
+      left < 0 ? 0 : std::min(wanted, left / std::max<int64_t>(1, needs.full_block_bytes));
+  if (full < 1) {
+    return absl::FailedPreconditionError(fmt::format(
+        "a KV cache of {} bytes per rank is too small: one sequence needs {} sliding blocks of {} "
+        "bytes and at least one full block of {} bytes; raise --kv-cache-bytes or free memory",
+        std::max<int64_t>(0, budget), needs.per_sequence.sliding, needs.sliding_block_bytes,
+        needs.full_block_bytes));
+  }
+  internal::v1::CacheShape cache;
+  cache.set_block_tokens(kBlockTokens);
+  cache.set_full_blocks(full);
+  cache.set_sliding_blocks(windows * needs.per_sequence.sliding);
+  cache.set_max_sequences(needs.max_running);
+  return cache;
+}
+
+absl::StatusOr<internal::v1::CacheShape> FitMemory(const MemoryNeeds& needs,
+                                                   std::span<const RankMemory> ranks,
+                                                   int64_t kv_cache_bytes) {
+  const std::vector<Domain> domains = Domains(needs, ranks);
+  int64_t budget = kv_cache_bytes;
+  if (budget == 0) {
+    budget = std::numeric_limits<int64_t>::max();
+    for (const Domain& domain : domains) {
+      // What cannot hold the weights is refused for that, not for the cache it has no room for.
+      RETURN_IF_ERROR(CheckFits(needs, domain, 0));
+      budget = std::min(budget, Grant(needs, domain));
+    }
+  }
+  ASSIGN_OR_RETURN(const internal::v1::CacheShape cache, SizeCache(needs, budget));
+  for (const Domain& domain : domains) {
+    RETURN_IF_ERROR(CheckFits(needs, domain, CacheBytes(needs, cache)));
+  }
+  return cache;
+}
+
+}  // namespace conclave::coordinator

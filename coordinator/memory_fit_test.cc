@@ -1,0 +1,121 @@
+#include "coordinator/memory_fit.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace conclave::coordinator {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kMiB = 1 << 20;
+
+// Two ranks with 100 MiB of weights each, 150 MiB in all: part of them is the same on both.
+MemoryNeeds Needs() {
+  return {.weight_bytes = {100 * kMiB, 100 * kMiB},
+          .model_bytes = 150 * kMiB,
+          .activation_bytes = 10 * kMiB,
+          .full_block_bytes = 1000,
+          .sliding_block_bytes = 500,
+          .max_running = 4,
+          .per_sequence = {.full = 16, .sliding = 3}};
+}
+
+std::vector<RankMemory> OneHost(int64_t total, int64_t free) {
+  return std::vector<RankMemory>(2, {.host_id = "a",
+                                     .cuda = false,
+                                     .total_bytes = total,
+                                     .free_bytes = free,
+                                     .held_kv_bytes = 0});
+}
+
+TEST(SizeCache, HoldsEverySequenceAtTheContextWhenThereIsRoom) {
+  const auto cache = SizeCache(Needs(), 100 * kMiB);
+  ASSERT_TRUE(cache.ok());
+  EXPECT_EQ(cache->full_blocks(), 64u);
+  EXPECT_EQ(cache->sliding_blocks(), 12u);
+  EXPECT_EQ(cache->max_sequences(), 4u);
+  EXPECT_EQ(cache->block_tokens(), 16u);
+}
+
+TEST(SizeCache, NeverPassesItsBudget) {
+  for (int64_t budget = 2500; budget < 80'000; budget += 111) {
+    const auto cache = SizeCache(Needs(), budget);
+    ASSERT_TRUE(cache.ok()) << budget;
+    EXPECT_LE(cache->full_blocks() * 1000 + cache->sliding_blocks() * 500, budget);
+    EXPECT_GE(cache->sliding_blocks(), 3u);
+    EXPECT_GE(cache->full_blocks(), 1u);
+  }
+}
+
+TEST(SizeCache, ABudgetBelowOneWindowIsRefusedWithTheNumbers) {
+  const auto cache = SizeCache(Needs(), 2499);
+  EXPECT_EQ(cache.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(cache.status().ToString(), HasSubstr("2499 bytes"));
+}
+
+TEST(FitMemory, UnaskedTheCacheTakesAtMostATenthOfTheFreeHostMemoryOverItsRanks) {
+  MemoryNeeds needs = Needs();
+  needs.full_block_bytes = kMiB;
+  needs.sliding_block_bytes = kMiB;
+  const auto cache = FitMemory(needs, OneHost(1000 * kMiB, 600 * kMiB), 0);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  EXPECT_EQ(cache->full_blocks() + cache->sliding_blocks(), 30u);
+}
+
+TEST(FitMemory, MappedWeightsCountOnceAgainstTheHostsTotal) {
+  // 150 of weights and 20 of activations; two times 100 would not fit.
+  EXPECT_TRUE(FitMemory(Needs(), OneHost(180 * kMiB, 60 * kMiB), 0).ok());
+  const auto refused = FitMemory(Needs(), OneHost(160 * kMiB, 60 * kMiB), 0);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("host a with 2 rank(s) has 160.0 MiB"));
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("150.0 MiB of weights"));
+}
+
+TEST(FitMemory, ACacheThatWasAskedForMustFitInWhatIsFree) {
+  MemoryNeeds needs = Needs();
+  needs.full_block_bytes = kMiB;
+  const std::vector<RankMemory> host = OneHost(1000 * kMiB, 100 * kMiB);
+  EXPECT_TRUE(FitMemory(needs, host, 30 * kMiB).ok());
+  const auto refused = FitMemory(needs, host, 60 * kMiB);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("of KV cache"));
+}
+
+TEST(FitMemory, TheCacheOfTheLastEpochIsFreedForTheNext) {
+  MemoryNeeds needs = Needs();
+  needs.full_block_bytes = kMiB;
+  std::vector<RankMemory> host = OneHost(1000 * kMiB, 60 * kMiB);
+  EXPECT_FALSE(FitMemory(needs, host, 60 * kMiB).ok());
+  for (RankMemory& rank : host) rank.held_kv_bytes = 60 * kMiB;
+  EXPECT_TRUE(FitMemory(needs, host, 60 * kMiB).ok());
+}
+
+TEST(FitMemory, EveryHostMustFitItsOwnShare) {
+  std::vector<RankMemory> hosts = OneHost(1000 * kMiB, 500 * kMiB);
+  hosts[1].host_id = "b";
+  EXPECT_TRUE(FitMemory(Needs(), hosts, 0).ok());
+  hosts[1].total_bytes = 105 * kMiB;
+  const auto refused = FitMemory(Needs(), hosts, 0);
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("host b with 1 rank(s)"));
+}
+
+TEST(FitMemory, AGpuHoldsItsOwnWeightsAndFillsUpWithCache) {
+  MemoryNeeds needs = Needs();
+  needs.full_block_bytes = kMiB;
+  needs.sliding_block_bytes = kMiB;
+  std::vector<RankMemory> gpus = OneHost(140 * kMiB, 139 * kMiB);
+  for (RankMemory& gpu : gpus) gpu.cuda = true;
+  const auto cache = FitMemory(needs, gpus, 0);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  // 126 less 100 of weights and 10 of activations.
+  EXPECT_EQ(cache->full_blocks() + cache->sliding_blocks(), 16u);
+  gpus[1].total_bytes = 105 * kMiB;
+  EXPECT_THAT(FitMemory(needs, gpus, 0).status().ToString(), HasSubstr("rank 1"));
+}
+
+}  // namespace
+}  // namespace conclave::coordinator
