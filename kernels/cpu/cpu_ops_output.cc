@@ -1,0 +1,74 @@
+// From the last hidden states to logits and tokens.
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/lane_order.h"
+#include "kernels/cpu/norm.h"
+#include "kernels/cpu/sample.h"
+
+namespace conclave::kernels {
+
+void CpuOps::Logits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
+                    std::span<const int32_t> rows, Tensor logits) {
+  HeadLogits(final_norm, lm_head, VectorWeight{}, x, rows, logits);
+}
+
+void CpuOps::HeadLogits(const VectorWeight& final_norm, const DenseWeight& head,
+                        const VectorWeight& bias, Tensor x, std::span<const int32_t> rows,
+                        Tensor logits) {
+  const auto* norm = static_cast<const uint16_t*>(final_norm.data);
+  packed_.Fill(static_cast<int64_t>(rows.size()), PackedSize(hidden_), pool_,
+               [&](int64_t i, float* packed) {
+                 CONCLAVE_CHECK(rows[i] >= 0 && rows[i] < x.rows);
+                 std::vector<float> normed(hidden_);
+                 RmsNorm(x.as<float>() + rows[i] * hidden_, norm, hidden_, epsilon_, normed.data());
+                 PackRow(normed.data(), hidden_, packed);
+               });
+  const DensePart parts[] = {{&head, &bias}};
+  MultiplyDense(parts, packed_.rows(), pool_, logits.as<float>(), logits.cols);
+}
+
+void CpuOps::JoinColumns(std::span<const Tensor> blocks, Tensor out) {
+  int64_t first = 0;
+  for (const Tensor& block : blocks) {
+    for (int64_t row = 0; row < block.rows; ++row) {
+      std::copy_n(block.as<float>() + row * block.cols, block.cols,
+                  out.as<float>() + row * out.cols + first);
+    }
+    first += block.cols;
+  }
+  CONCLAVE_CHECK(first == out.cols);
+}
+
+void CpuOps::Sample(Tensor logits, std::span<const SampleParams> params,
+                    const SampleOutput& output) {
+  CONCLAVE_CHECK(static_cast<int64_t>(params.size()) == logits.rows);
+  pool_.ParallelFor(logits.rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const std::span<const float> row_logits(logits.as<float>() + row * logits.cols, logits.cols);
+      const int32_t token = SampleToken(row_logits, params[row]);
+      output.tokens.as<int32_t>()[row] = token;
+      int32_t* top_tokens = output.top_tokens.as<int32_t>() + row * kMaxLogprobs;
+      float* top_logprobs = output.top_logprobs.as<float>() + row * kMaxLogprobs;
+      std::fill_n(top_tokens, kMaxLogprobs, -1);
+      std::fill_n(top_logprobs, kMaxLogprobs, 0.0f);
+      output.logprobs.as<float>()[row] = 0;
+      if (params[row].logprobs < 0) continue;
+      const LogProbs logprobs(row_logits);
+      output.logprobs.as<float>()[row] = logprobs.of(token);
+      for (const auto& [id, value] : logprobs.Top(std::min(params[row].logprobs, kMaxLogprobs))) {
+        *top_tokens++ = id;
+        *top_logprobs++ = value;
+      }
+    }
+  });
+}
+
+void CpuOps::StoreSampled(Tensor tokens, std::span<const int32_t> slots) {
+  for (size_t i = 0; i < slots.size(); ++i) last_sampled_.at(slots[i]) = tokens.as<int32_t>()[i];
+}
+
+}  // namespace conclave::kernels
