@@ -9,8 +9,10 @@ import json
 import os
 import re
 import subprocess
+import sys
 
-_AQUERY = ["bazel", "aquery", "--ui_event_filters=-info", "--noshow_progress",
+# A package that does not load hides only itself.
+_AQUERY = ["bazel", "aquery", "--keep_going", "--ui_event_filters=-info", "--noshow_progress",
            "--output=jsonproto", 'mnemonic("CppCompile", //...)']
 
 # Known to GCC only, or of no meaning without an object file.
@@ -39,7 +41,9 @@ def clang_arguments(arguments, externals):
 
 
 def compile_commands():
-    aquery = subprocess.run(_AQUERY, check=True, capture_output=True, text=True)
+    aquery = subprocess.run(_AQUERY, check=False, stdout=subprocess.PIPE, text=True)
+    if not aquery.stdout:
+        sys.exit("compile_commands: bazel aquery failed")
     externals = os.path.join(bazel_info("output_base"), "external")
     commands = {}
     for action in json.loads(aquery.stdout).get("actions", []):

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Runs clang-tidy over compile_commands.json, or over the files named, two at a time.
 
+Usage: run_tidy.py [--no-tests] [FILE.cc...]
 Prints only findings; fails when there is one.
 """
 
+import argparse
 import concurrent.futures
 import json
 import os
@@ -27,12 +29,18 @@ def check(source):
 
 
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("files", nargs="*")
+    arguments = parser.parse_args()
     known = known_files()
-    wanted = [os.path.relpath(name) for name in sys.argv[1:]]
+    wanted = [os.path.relpath(name) for name in arguments.files]
     for source in wanted:
         if source not in known:
             print(f"tidy: {source}: in no Bazel target, not checked")
     sources = [source for source in known if not wanted or source in wanted]
+    if arguments.no_tests:
+        sources = [source for source in sources if not source.endswith("_test.cc")]
     start = time.monotonic()
     dirty = []
     with concurrent.futures.ThreadPoolExecutor(_PARALLEL) as pool:
