@@ -16,6 +16,9 @@ namespace conclave::worker {
 struct Sequence {
   bool in_use = false;
   int position = 0;  // tokens cached so far = position of the next one
+  // Position of the token sampled last for this slot and still on the device, -1: none.
+  int sampled_position = -1;
+  bool in_step = false;  // has a chunk in the plan being applied
   internal::v1::Sampling sampling;
   std::vector<int32_t> full_blocks;
   std::vector<int32_t> sliding_blocks;
@@ -66,13 +69,31 @@ class SequenceTable {
   explicit SequenceTable(Limits limits);
 
   // Applies the plan's frees, new sequences and chunks. A plan that does not fit the table (unknown
-  // slot, missing block, gap in positions) is INTERNAL: the two sides disagree and the epoch ends.
-  // The runs point into the table: valid until the next Apply.
+  // slot, missing block, gap in positions) is INTERNAL: the two sides disagree and the epoch ends;
+  // the table is of no use after that. The runs point into the table: valid until the next Apply.
   absl::StatusOr<ResolvedStep> Apply(const internal::v1::StepPlan& plan);
 
  private:
+  // Blocks of one kind: who holds each, [blocks], -1: free.
+  using Owners = std::vector<int>;
+
+  absl::StatusOr<Sequence*> Find(uint32_t slot, const char* what);
+  absl::Status Free(uint32_t slot);
+  absl::Status Add(const internal::v1::NewSequence& added);
+  absl::Status CheckForced(const internal::v1::NewSequence& added) const;
+  absl::Status Release(const internal::v1::Chunk& chunk);
+  absl::Status Append(const internal::v1::Chunk& chunk);
+  absl::Status AddChunk(const internal::v1::Chunk& chunk, ResolvedStep& step);
+  absl::Status AddRows(const internal::v1::Chunk& chunk, const Sequence& sequence,
+                       ResolvedStep& step) const;
+  absl::Status AddReads(const internal::v1::Chunk& chunk, int first_row, int rows,
+                        ResolvedStep& step) const;
+  void AddForced(const std::vector<const Sequence*>& row_sequences, ResolvedStep& step) const;
+
   Limits limits_;
   std::vector<Sequence> sequences_;
+  Owners full_owners_;
+  Owners sliding_owners_;
 };
 
 }  // namespace conclave::worker

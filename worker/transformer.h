@@ -7,10 +7,19 @@
 //   absl::StatusOr<StepOutput> out = transformer.Step(resolved, mode, bucket);
 //
 // Used by the step thread alone. All buffers are allocated by Create.
+//
+// How the ranks share a layer, by shape and by the plan's exchange mode:
+//
+//   world = 1           no exchange
+//   tp = 1              each group is one rank: dispatch, experts, combine over the world
+//   replicated (dp = 1) every rank routes the same rows and computes its primary experts on its own
+//                       copy; the partial sums of o_proj and of the experts are all-reduced
+//   tp > 1 otherwise    the group's rows are partitioned over its tp ranks (contiguous, as even as
+//                       they get: rank r has rows [T r / tp, T (r + 1) / tp)): reduce-scatter after
+//                       o_proj, routing and dispatch of the share, combine, all-gather of x
 
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -21,24 +30,10 @@
 #include "worker/communicator.h"
 #include "worker/expert_exchange.h"
 #include "worker/sequence_table.h"
+#include "worker/transformer_output.h"
 #include "worker/weights.h"
 
 namespace conclave::worker {
-
-struct SampledToken {
-  int slot = 0;
-  int position = 0;
-  int token = 0;
-  float logprob = 0;
-  std::vector<std::pair<int, float>> top;
-};
-
-struct HeadOutput {
-  int slot = 0;
-  int head = 0;
-  int first_position = 0;
-  std::vector<float> logits;  // [rows, labels]
-};
 
 struct StepOutput {
   std::vector<SampledToken> sampled;  // filled on tp rank 0
@@ -73,7 +68,8 @@ class Transformer {
                                           int bucket) = 0;
 
   // For tests and offline use: as Step, and additionally the logits f32 [rows, V] of every row and
-  // the residual stream after the embedding, each layer and the final norm, [layers + 2][rows, H].
+  // the residual stream after the embedding and each layer, then the final-normed hidden state,
+  // [layers + 2][rows, H].
   // World = 1 only.
   struct Trace {
     std::vector<float> logits;

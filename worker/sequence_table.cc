@@ -1,0 +1,269 @@
+#include "worker/sequence_table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/status_macros.h"
+
+namespace conclave::worker {
+namespace {
+
+template <typename... Args>
+absl::Status Disagree(fmt::format_string<Args...> format, Args&&... args) {
+  return absl::InternalError("step plan does not fit this worker: " +
+                             fmt::format(format, std::forward<Args>(args)...));
+}
+
+// Tokens of a chunk: one without ids is the token sampled last.
+int ChunkRows(const internal::v1::Chunk& chunk) { return std::max(chunk.tokens_size(), 1); }
+
+absl::Status TakeBlocks(const google::protobuf::RepeatedField<uint32_t>& blocks, uint32_t slot,
+                        const char* kind, std::vector<int>& owners, std::vector<int32_t>& table) {
+  for (uint32_t block : blocks) {
+    if (block >= owners.size()) {
+      return Disagree("slot {} gets {} block {} of {}", slot, kind, block, owners.size());
+    }
+    if (owners[block] >= 0) {
+      return Disagree("slot {} gets {} block {}, which slot {} holds", slot, kind, block,
+                      owners[block]);
+    }
+    owners[block] = static_cast<int>(slot);
+    table.push_back(static_cast<int32_t>(block));
+  }
+  return absl::OkStatus();
+}
+
+// A kind without blocks belongs to a model without layers of that kind.
+absl::Status CheckCovers(const char* kind, uint32_t slot, size_t pool, int64_t covered, int end) {
+  if (pool == 0 || covered >= end) return absl::OkStatus();
+  return Disagree("slot {} has {} blocks for {} positions, the chunk ends at {}", slot, kind,
+                  covered, end);
+}
+
+kernels::SampleParams MakeSampleParams(const internal::v1::Sampling& sampling, int position,
+                                       int vocab_size) {
+  kernels::SampleParams params;
+  params.temperature = sampling.temperature();
+  params.top_k = static_cast<int>(std::min<uint32_t>(sampling.top_k(), vocab_size));
+  params.top_p = sampling.top_p();
+  params.min_p = sampling.min_p();
+  params.seed = sampling.seed();
+  params.position = position;
+  params.logprobs = sampling.logprobs();
+  return params;
+}
+
+}  // namespace
+
+SequenceTable::SequenceTable(Limits limits)
+    : limits_(std::move(limits)),
+      sequences_(limits_.max_sequences),
+      full_owners_(limits_.full_blocks, -1),
+      sliding_owners_(limits_.sliding_blocks, -1) {}
+
+absl::StatusOr<ResolvedStep> SequenceTable::Apply(const internal::v1::StepPlan& plan) {
+  for (Sequence& sequence : sequences_) sequence.in_step = false;
+  for (uint32_t slot : plan.freed_slots()) RETURN_IF_ERROR(Free(slot));
+  for (const auto& added : plan.new_sequences()) RETURN_IF_ERROR(Add(added));
+  // A block that one chunk releases may be another's new one: nobody reads it in this step.
+  for (const auto& chunk : plan.chunks()) RETURN_IF_ERROR(Release(chunk));
+  for (const auto& chunk : plan.chunks()) RETURN_IF_ERROR(Append(chunk));
+
+  ResolvedStep step;
+  for (const auto& chunk : plan.chunks()) RETURN_IF_ERROR(AddChunk(chunk, step));
+  std::vector<const Sequence*> row_sequences;
+  bool forced = false;
+  for (const kernels::SequenceRun& run : step.runs) {
+    const Sequence* sequence = &sequences_[run.slot];
+    row_sequences.insert(row_sequences.end(), run.rows, sequence);
+    forced |= !sequence->forced_expert_ids.empty();
+  }
+  if (forced) AddForced(row_sequences, step);
+  return step;
+}
+
+absl::StatusOr<Sequence*> SequenceTable::Find(uint32_t slot, const char* what) {
+  if (slot >= sequences_.size()) {
+    return Disagree("{} names slot {} of {}", what, slot, sequences_.size());
+  }
+  if (!sequences_[slot].in_use) return Disagree("{} names slot {}, which is free", what, slot);
+  return &sequences_[slot];
+}
+
+absl::Status SequenceTable::Free(uint32_t slot) {
+  ASSIGN_OR_RETURN(Sequence * sequence, Find(slot, "a freed slot"));
+  for (int32_t block : sequence->full_blocks) full_owners_[block] = -1;
+  for (int32_t block : sequence->sliding_blocks) sliding_owners_[block] = -1;
+  *sequence = Sequence();
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::Add(const internal::v1::NewSequence& added) {
+  if (added.slot() >= sequences_.size()) {
+    return Disagree("a new sequence names slot {} of {}", added.slot(), sequences_.size());
+  }
+  Sequence& sequence = sequences_[added.slot()];
+  if (sequence.in_use) return Disagree("a new sequence names slot {}, which is used", added.slot());
+  const int logprobs = added.sampling().logprobs();
+  if (logprobs < -1 || logprobs > kernels::kMaxLogprobs) {
+    return Disagree("slot {} wants {} log-probabilities, at most {}", added.slot(), logprobs,
+                    kernels::kMaxLogprobs);
+  }
+  RETURN_IF_ERROR(CheckForced(added));
+  sequence.in_use = true;
+  sequence.sampling = added.sampling();
+  sequence.forced_expert_ids.assign(added.forced_expert_ids().begin(),
+                                    added.forced_expert_ids().end());
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::CheckForced(const internal::v1::NewSequence& added) const {
+  const auto& ids = added.forced_expert_ids();
+  const int k = limits_.experts_per_token;
+  if (ids.size() % (limits_.num_layers * k) != 0) {
+    return Disagree("slot {} has {} forced expert ids, not a multiple of {} layers x {}",
+                    added.slot(), ids.size(), limits_.num_layers, k);
+  }
+  for (int i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= static_cast<uint32_t>(limits_.num_experts)) {
+      return Disagree("slot {} forces expert {} of {}", added.slot(), ids[i], limits_.num_experts);
+    }
+    const auto group = ids.begin() + i / k * k;
+    if (std::find(group, ids.begin() + i, ids[i]) != ids.begin() + i) {
+      return Disagree("slot {} forces expert {} twice for one token", added.slot(), ids[i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::Release(const internal::v1::Chunk& chunk) {
+  ASSIGN_OR_RETURN(Sequence * sequence, Find(chunk.slot(), "a chunk"));
+  if (sequence->in_step) return Disagree("slot {} has two chunks in one step", chunk.slot());
+  sequence->in_step = true;
+  const uint32_t released = chunk.released_sliding_blocks();
+  if (released == 0) return absl::OkStatus();
+  if (released > sequence->sliding_blocks.size()) {
+    return Disagree("slot {} releases {} sliding blocks of {}", chunk.slot(), released,
+                    sequence->sliding_blocks.size());
+  }
+  // The chunk's first row sees positions from start - window + 1 on.
+  const int64_t end = int64_t{limits_.block_tokens} * (sequence->sliding_first + released);
+  const int64_t visible = int64_t{chunk.start_position()} - limits_.sliding_window + 1;
+  if (end > visible) {
+    return Disagree("slot {} releases positions below {}, position {} sees from {}", chunk.slot(),
+                    end, chunk.start_position(), visible);
+  }
+  const auto begin = sequence->sliding_blocks.begin();
+  for (auto block = begin; block != begin + released; ++block) sliding_owners_[*block] = -1;
+  sequence->sliding_blocks.erase(begin, begin + released);
+  sequence->sliding_first += static_cast<int>(released);
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::Append(const internal::v1::Chunk& chunk) {
+  ASSIGN_OR_RETURN(Sequence * sequence, Find(chunk.slot(), "a chunk"));
+  RETURN_IF_ERROR(TakeBlocks(chunk.new_full_blocks(), chunk.slot(), "full", full_owners_,
+                             sequence->full_blocks));
+  return TakeBlocks(chunk.new_sliding_blocks(), chunk.slot(), "sliding", sliding_owners_,
+                    sequence->sliding_blocks);
+}
+
+absl::Status SequenceTable::AddChunk(const internal::v1::Chunk& chunk, ResolvedStep& step) {
+  ASSIGN_OR_RETURN(Sequence * sequence, Find(chunk.slot(), "a chunk"));
+  const int rows = ChunkRows(chunk);
+  const int first_row = static_cast<int>(step.token_ids.size());
+  if (chunk.start_position() != static_cast<uint32_t>(sequence->position)) {
+    return Disagree("slot {} is at position {}, the chunk starts at {}", chunk.slot(),
+                    sequence->position, chunk.start_position());
+  }
+  const int end = sequence->position + rows;
+  if (end > limits_.context_length) {
+    return Disagree("slot {} would reach position {}, the context is {}", chunk.slot(), end,
+                    limits_.context_length);
+  }
+  if (first_row + rows > limits_.max_step_tokens) {
+    return Disagree("the step has more than {} rows", limits_.max_step_tokens);
+  }
+  const int64_t block = limits_.block_tokens;
+  const int64_t full_end = block * static_cast<int64_t>(sequence->full_blocks.size());
+  const int64_t sliding_end =
+      block * (sequence->sliding_first + static_cast<int64_t>(sequence->sliding_blocks.size()));
+  RETURN_IF_ERROR(CheckCovers("full", chunk.slot(), full_owners_.size(), full_end, end));
+  RETURN_IF_ERROR(CheckCovers("sliding", chunk.slot(), sliding_owners_.size(), sliding_end, end));
+
+  RETURN_IF_ERROR(AddRows(chunk, *sequence, step));
+  RETURN_IF_ERROR(AddReads(chunk, first_row, rows, step));
+  step.runs.push_back({static_cast<int>(chunk.slot()), first_row, rows, sequence->position,
+                       sequence->full_blocks, sequence->sliding_blocks, sequence->sliding_first});
+  if (chunk.sample()) {
+    step.sample_rows.push_back(first_row + rows - 1);
+    step.sample_params.push_back(MakeSampleParams(sequence->sampling, end, limits_.vocab_size));
+    step.sample_slots.push_back(static_cast<int32_t>(chunk.slot()));
+  }
+  sequence->position = end;
+  sequence->sampled_position = chunk.sample() ? end : -1;
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::AddRows(const internal::v1::Chunk& chunk, const Sequence& sequence,
+                                    ResolvedStep& step) const {
+  for (uint32_t token : chunk.tokens()) {
+    if (token >= static_cast<uint32_t>(limits_.vocab_size)) {
+      return Disagree("slot {} has token {} of {}", chunk.slot(), token, limits_.vocab_size);
+    }
+    step.token_ids.push_back(static_cast<int32_t>(token));
+  }
+  if (chunk.tokens().empty()) {
+    if (sequence.sampled_position != sequence.position) {
+      return Disagree("slot {} continues at position {}, for which no token was sampled",
+                      chunk.slot(), sequence.position);
+    }
+    step.token_ids.push_back(-1 - static_cast<int32_t>(chunk.slot()));
+  }
+  for (int row = 0; row < ChunkRows(chunk); ++row) {
+    step.positions.push_back(sequence.position + row);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::AddReads(const internal::v1::Chunk& chunk, int first_row, int rows,
+                                     ResolvedStep& step) const {
+  for (const internal::v1::HeadWant& want : chunk.heads()) {
+    if (want.head() >= limits_.head_labels.size()) {
+      return Disagree("slot {} wants head {} of {}", chunk.slot(), want.head(),
+                      limits_.head_labels.size());
+    }
+    if (want.count() == 0 || uint64_t{want.first()} + want.count() > static_cast<uint64_t>(rows)) {
+      return Disagree("slot {} wants head rows [{}, {}) of a chunk of {}", chunk.slot(),
+                      want.first(), uint64_t{want.first()} + want.count(), rows);
+    }
+    ResolvedStep::HeadRead read;
+    read.slot = static_cast<int>(chunk.slot());
+    read.head = static_cast<int>(want.head());
+    read.first_position = static_cast<int>(chunk.start_position() + want.first());
+    for (uint32_t i = 0; i < want.count(); ++i) {
+      read.rows.push_back(first_row + static_cast<int>(want.first() + i));
+    }
+    step.head_reads.push_back(std::move(read));
+  }
+  return absl::OkStatus();
+}
+
+void SequenceTable::AddForced(const std::vector<const Sequence*>& row_sequences,
+                              ResolvedStep& step) const {
+  const size_t k = limits_.experts_per_token;
+  const size_t layers = limits_.num_layers;
+  step.forced.assign(layers, std::vector<int32_t>(row_sequences.size() * k, -1));
+  for (size_t row = 0; row < row_sequences.size(); ++row) {
+    const std::vector<int32_t>& ids = row_sequences[row]->forced_expert_ids;
+    const size_t base = static_cast<size_t>(step.positions[row]) * layers * k;
+    if (base >= ids.size()) continue;  // past the forced positions the router decides
+    for (size_t layer = 0; layer < layers; ++layer) {
+      std::copy_n(ids.begin() + base + layer * k, k, step.forced[layer].begin() + row * k);
+    }
+  }
+}
+
+}  // namespace conclave::worker

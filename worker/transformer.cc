@@ -1,0 +1,418 @@
+#include "worker/transformer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <string_view>
+#include <utility>
+
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "worker/kv_cache.h"
+#include "worker/transformer_buffers.h"
+#include "worker/transformer_group.h"
+
+namespace conclave::worker {
+namespace {
+
+using kernels::Tensor;
+using SteadyClock = std::chrono::steady_clock;
+
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+// How this rank's rows reach their experts.
+enum class ExpertPath { kLocal, kReplicated, kExchange };
+
+// What a step works on.
+struct Pass {
+  ExpertPath path = ExpertPath::kLocal;
+  ExpertExchange* exchange = nullptr;  // kExchange
+  int rows = 0;                        // of the group
+  // This rank routes and dispatches rows [share_begin, share_begin + share).
+  bool partitioned = false;
+  std::vector<int64_t> row_begin;  // [tp + 1] if partitioned
+  int share_begin = 0;
+  int share = 0;
+};
+
+class RankTransformer final : public Transformer {
+ public:
+  RankTransformer(const model::Config& config, const RankWeights& weights,
+                  const model::Placement& placement, const TransformerOptions& options,
+                  kernels::Ops& ops, Communicator* world, Communicator* tp_group)
+      : config_(config),
+        weights_(weights),
+        placement_(placement),
+        options_(options),
+        ops_(ops),
+        world_(world),
+        loads_on_host_(ops.info().device == "cpu") {
+    if (tp_group != nullptr) group_ = std::make_unique<MeteredCommunicator>(*tp_group);
+  }
+
+  absl::Status Allocate();
+
+  absl::StatusOr<StepOutput> Step(const ResolvedStep& step, internal::v1::ExchangeMode mode,
+                                  int bucket) override;
+  absl::StatusOr<Trace> TraceStep(const ResolvedStep& step) override;
+  const ExchangeStats& exchange_stats() const override { return stats_; }
+  std::vector<uint64_t> ExpertLoad() override { return load_; }
+  int64_t kv_bytes() const override { return cache_->bytes(); }
+
+ private:
+  absl::Status MakeExchanges();
+  absl::Status MakeLocalIndices();
+  absl::StatusOr<Pass> PlanPass(const ResolvedStep& step, internal::v1::ExchangeMode mode,
+                                int bucket) const;
+
+  absl::Status Forward(const ResolvedStep& step, const Pass& pass, Trace* trace);
+  absl::Status Embedding(const Pass& pass);
+  absl::StatusOr<Tensor> Attention(int layer, const Pass& pass);
+  absl::Status Experts(int layer, const Pass& pass, const int32_t* forced, Tensor o_partial);
+  absl::Status OwnExperts(int layer, const Pass& pass, Tensor normed, Tensor x);
+  absl::Status ExchangedExperts(int layer, const Pass& pass, Tensor normed,
+                                const kernels::Routing& routing, Tensor x);
+  void ComputeExperts(int layer, const kernels::ExpertTokens& tokens);
+  void CountLoad(int layer, const kernels::ExpertTokens& tokens);
+
+  void UpdateStats();
+  void Observe(Tensor hidden, Trace* trace);
+  void ObserveFinalNorm(Tensor x, Trace* trace);
+
+  const model::Config& config_;
+  const RankWeights& weights_;
+  const model::Placement& placement_;
+  const TransformerOptions options_;
+  kernels::Ops& ops_;
+  Communicator* const world_;
+  const bool loads_on_host_;
+
+  std::unique_ptr<MeteredCommunicator> group_;  // the tp group, null for tp = 1
+  TransformerBuffers buffers_;
+  std::optional<KvCache> cache_;
+  std::optional<TransformerOutput> output_;
+  std::unique_ptr<ExpertExchange> fixed_;
+  std::unique_ptr<ExpertExchange> exact_;
+  Tensor local_index_;  // i32 [layers, experts], experts of which this rank is not the primary: -1
+  std::vector<kernels::Buffer> memory_;
+
+  ExchangeStats stats_;
+  std::vector<uint64_t> load_;       // [layers, local experts]
+  std::vector<size_t> load_offset_;  // [layers] into load_
+};
+
+int MaxShare(const TransformerOptions& options) {
+  return (options.max_step_tokens + options.shape.tp - 1) / options.shape.tp;
+}
+
+absl::Status RankTransformer::Allocate() {
+  RETURN_IF_ERROR(MakeExchanges());
+  RETURN_IF_ERROR(MakeLocalIndices());
+  const model::Range kv_heads =
+      model::KvHeadRange(config_, options_.shape.tp, options_.shape.tp_rank(options_.rank));
+  TransformerSizes sizes;
+  sizes.max_rows = options_.max_step_tokens;
+  sizes.max_share = MaxShare(options_);
+  sizes.expert_rows = options_.max_step_tokens;
+  if (exact_ != nullptr) {
+    sizes.expert_rows =
+        std::max({sizes.expert_rows, exact_->max_output_rows(), fixed_->max_output_rows()});
+  }
+  sizes.kv_heads = kv_heads.size();
+  sizes.heads = kv_heads.size() * (config_.num_heads / config_.num_kv_heads);
+  ASSIGN_OR_RETURN(buffers_, TransformerBuffers::Create(config_, sizes, ops_));
+  const KvCacheShape cache_shape = {kv_heads.size(), options_.block_tokens, options_.full_blocks,
+                                    options_.sliding_blocks};
+  ASSIGN_OR_RETURN(cache_, KvCache::Create(config_, cache_shape, ops_));
+  ASSIGN_OR_RETURN(output_, TransformerOutput::Create(config_, weights_, options_.max_sequences,
+                                                      ops_, group_.get()));
+  for (const LayerWeights& layer : weights_.layers) {
+    load_offset_.push_back(load_.size());
+    load_.resize(load_.size() + layer.local_experts.size());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankTransformer::MakeExchanges() {
+  if (world_ == nullptr) return absl::OkStatus();
+  const ExchangeOptions options = {.max_rows = MaxShare(options_)};
+  ASSIGN_OR_RETURN(fixed_, MakeFixedExchange(config_, placement_, *world_, ops_, options));
+  ASSIGN_OR_RETURN(exact_, MakeExactExchange(config_, placement_, *world_, ops_, options));
+  return absl::OkStatus();
+}
+
+absl::Status RankTransformer::MakeLocalIndices() {
+  std::vector<int32_t> index(int64_t{config_.num_layers} * config_.num_experts, -1);
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    const std::vector<int>& local = weights_.layers[layer].local_experts;
+    for (size_t i = 0; i < local.size(); ++i) {
+      const int primary = placement_.layers[layer].ranks_of_expert[local[i]].front();
+      if (primary != options_.rank) continue;
+      index[int64_t{layer} * config_.num_experts + local[i]] = static_cast<int32_t>(i);
+    }
+  }
+  ASSIGN_OR_RETURN(local_index_, AllocateTensor(ops_, kernels::DType::kI32, config_.num_layers,
+                                                config_.num_experts, memory_));
+  ops_.Write(local_index_, index.data());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Pass> RankTransformer::PlanPass(const ResolvedStep& step,
+                                               internal::v1::ExchangeMode mode, int bucket) const {
+  Pass pass;
+  pass.rows = step.batch().rows();
+  pass.share = pass.rows;
+  if (pass.rows > options_.max_step_tokens) {
+    return absl::InternalError(fmt::format("the step has {} rows, at most {} were agreed",
+                                           pass.rows, options_.max_step_tokens));
+  }
+  if (options_.shape.world() == 1) return pass;
+  if (mode == internal::v1::EXCHANGE_MODE_REPLICATED) {
+    if (options_.shape.dp != 1) {
+      return absl::InternalError(
+          fmt::format("replicated exchange in a world of dp = {}", options_.shape.dp));
+    }
+    pass.path = ExpertPath::kReplicated;
+    return pass;
+  }
+  pass.path = ExpertPath::kExchange;
+  if (options_.shape.tp > 1) {
+    const int tp_rank = options_.shape.tp_rank(options_.rank);
+    pass.partitioned = true;
+    pass.row_begin = SplitRows(pass.rows, options_.shape.tp);
+    pass.share_begin = static_cast<int>(pass.row_begin[tp_rank]);
+    pass.share = static_cast<int>(pass.row_begin[tp_rank + 1]) - pass.share_begin;
+  }
+  if (mode == internal::v1::EXCHANGE_MODE_EXACT) {
+    pass.exchange = exact_.get();
+    return pass;
+  }
+  if (mode != internal::v1::EXCHANGE_MODE_FIXED) {
+    return absl::InternalError(fmt::format("unknown exchange mode {}", static_cast<int>(mode)));
+  }
+  if (bucket < pass.share) {
+    return absl::InternalError(fmt::format("a bucket of {} slots for {} rows", bucket, pass.share));
+  }
+  pass.exchange = fixed_.get();
+  pass.exchange->SetBucket(std::min(bucket, MaxShare(options_)));
+  return pass;
+}
+
+absl::Status RankTransformer::Forward(const ResolvedStep& step, const Pass& pass, Trace* trace) {
+  const kernels::StepBatch batch = step.batch();
+  const Tensor x = buffers_.x.Rows(0, pass.rows);
+  ops_.BeginStep(batch);
+  RETURN_IF_ERROR(Embedding(pass));
+  Observe(x, trace);
+  for (int layer = 0; layer < config_.num_layers; ++layer) {
+    const int32_t* forced = step.forced.empty() ? nullptr : step.forced[layer].data();
+    ASSIGN_OR_RETURN(const Tensor o_partial, Attention(layer, pass));
+    RETURN_IF_ERROR(Experts(layer, pass, forced, o_partial));
+    Observe(x, trace);
+  }
+  return absl::OkStatus();
+}
+
+// x = embedding[ids]. Each id's row is on one tp rank, the others add zeros.
+absl::Status RankTransformer::Embedding(const Pass& pass) {
+  const Tensor x = buffers_.x.Rows(0, pass.rows);
+  ops_.Embed(weights_.embedding, weights_.vocab_begin, x);
+  if (group_ == nullptr || pass.rows == 0) return absl::OkStatus();
+  return group_->AllReduceSum(x);
+}
+
+// t = RMSNorm(x); q, k, v = t W + b; rotate; sink softmax over the keys in sight; W_o. Returns the
+// output projection of this rank's share of the rows, summed over the heads of all tp ranks.
+absl::StatusOr<Tensor> RankTransformer::Attention(int layer, const Pass& pass) {
+  const kernels::AttentionWeights& weights = weights_.layers[layer].attention;
+  const kernels::KvLayer& cache = cache_->layer(layer);
+  const Tensor x = buffers_.x.Rows(0, pass.rows);
+  const Tensor qkv = buffers_.qkv.Rows(0, pass.rows);
+  const Tensor attention = buffers_.attention.Rows(0, pass.rows);
+  const Tensor partial = buffers_.o_partial.Rows(0, pass.rows);
+  ops_.NormQkv(weights, x, qkv);
+  ops_.RopeAndCacheWrite(cache, qkv);
+  ops_.Attention(cache, weights.sinks, qkv, attention);
+  ops_.OutputProjection(weights, attention, partial);
+  if (group_ == nullptr || pass.rows == 0) return partial;
+  if (!pass.partitioned) {
+    RETURN_IF_ERROR(group_->AllReduceSum(partial));
+    return partial;
+  }
+  const Tensor share = buffers_.o_share.Rows(0, pass.share);
+  RETURN_IF_ERROR(group_->ReduceScatterSum(partial, pass.row_begin, share));
+  return share;
+}
+
+// x += o_proj; t = RMSNorm(x); top-k of the router's logits; x += sum over them of w_e * y_e.
+absl::Status RankTransformer::Experts(int layer, const Pass& pass, const int32_t* forced,
+                                      Tensor o_partial) {
+  const Tensor x = buffers_.x.Rows(pass.share_begin, pass.share);
+  const Tensor normed = buffers_.normed.Rows(0, pass.share);
+  const kernels::Routing routing = {buffers_.routing.expert_ids.Rows(0, pass.share),
+                                    buffers_.routing.weights.Rows(0, pass.share)};
+  if (forced != nullptr) forced += int64_t{pass.share_begin} * config_.experts_per_token;
+  ops_.ResidualNormRoute(weights_.layers[layer].router, o_partial, x, forced, normed, routing);
+  if (pass.path != ExpertPath::kExchange) return OwnExperts(layer, pass, normed, x);
+  RETURN_IF_ERROR(ExchangedExperts(layer, pass, normed, routing, x));
+  if (!pass.partitioned || pass.rows == 0) return absl::OkStatus();
+  const Tensor all = buffers_.x.Rows(0, pass.rows);
+  return group_->AllGatherRows(all, pass.row_begin);
+}
+
+// The experts of this rank on its own rows; the other experts of replicated rows are added by an
+// all-reduce.
+absl::Status RankTransformer::OwnExperts(int layer, const Pass& pass, Tensor normed, Tensor x) {
+  static constexpr int32_t kZero = 0;
+  const int64_t k = config_.experts_per_token;
+  kernels::ExpertTokens tokens;
+  tokens.max_copies = pass.rows;
+  tokens.counts = buffers_.row_counts.as<int32_t>() + pass.rows;
+  tokens.first_slot = &kZero;
+  tokens.first_output = &kZero;
+  tokens.hidden = normed.as<std::byte>();
+  tokens.hidden_stride = normed.cols * kernels::SizeOf(normed.dtype);
+  tokens.expert_ids = buffers_.routing.expert_ids.as<std::byte>();
+  tokens.expert_ids_stride = k * kernels::SizeOf(kernels::DType::kI32);
+  tokens.weights = buffers_.routing.weights.as<std::byte>();
+  tokens.weights_stride = k * kernels::SizeOf(kernels::DType::kF32);
+  tokens.local_index = local_index_.Rows(layer, 1).as<int32_t>();
+  ComputeExperts(layer, tokens);
+  const Tensor sum = buffers_.expert_sum.Rows(0, pass.rows);
+  if (pass.path == ExpertPath::kReplicated && pass.rows > 0) {
+    RETURN_IF_ERROR(group_->AllReduceSum(sum));
+  }
+  ops_.AddResidual(sum, x);
+  return absl::OkStatus();
+}
+
+absl::Status RankTransformer::ExchangedExperts(int layer, const Pass& pass, Tensor normed,
+                                               const kernels::Routing& routing, Tensor x) {
+  ASSIGN_OR_RETURN(const kernels::ExpertTokens tokens,
+                   pass.exchange->Dispatch(layer, normed, routing));
+  ComputeExperts(layer, tokens);
+  return pass.exchange->Combine(buffers_.expert_sum, x);
+}
+
+void RankTransformer::ComputeExperts(int layer, const kernels::ExpertTokens& tokens) {
+  const kernels::ExpertWeights& experts = *weights_.layers[layer].experts;
+  ops_.ExpertGateUp(experts, tokens, buffers_.expert_hidden);
+  ops_.ExpertDown(experts, tokens, buffers_.expert_hidden, buffers_.expert_sum);
+  if (loads_on_host_) CountLoad(layer, tokens);
+}
+
+void RankTransformer::CountLoad(int layer, const kernels::ExpertTokens& tokens) {
+  uint64_t* load = load_.data() + load_offset_[layer];
+  for (int source = 0; source < tokens.num_sources; ++source) {
+    for (int64_t copy = 0; copy < tokens.count(source); ++copy) {
+      const int64_t slot = tokens.first_slot[source] + copy;
+      const auto* ids =
+          reinterpret_cast<const int32_t*>(tokens.expert_ids + slot * tokens.expert_ids_stride);
+      for (int choice = 0; choice < config_.experts_per_token; ++choice) {
+        const int32_t local = ids[choice] < 0 ? -1 : tokens.local_index[ids[choice]];
+        if (local >= 0) ++load[local];
+      }
+    }
+  }
+}
+
+absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
+                                                 internal::v1::ExchangeMode mode, int bucket) {
+  const SteadyClock::time_point start = SteadyClock::now();
+  const double exchanged_before = stats_.seconds;
+  ASSIGN_OR_RETURN(const Pass pass, PlanPass(step, mode, bucket));
+  RETURN_IF_ERROR(Forward(step, pass, nullptr));
+  const Tensor x = buffers_.x.Rows(0, pass.rows);
+  RETURN_IF_ERROR(output_->Sample(step, x));
+  StepOutput out;
+  if (options_.shape.tp_rank(options_.rank) == 0) {
+    out.sampled = output_->ReadSampled(step);
+    out.heads = output_->ReadHeads(step, x);
+  }
+  RETURN_IF_ERROR(ops_.Finish());
+  UpdateStats();
+  out.step_ns = static_cast<int64_t>(SecondsSince(start) * 1e9);
+  out.exchange_ns = static_cast<int64_t>((stats_.seconds - exchanged_before) * 1e9);
+  return out;
+}
+
+void RankTransformer::UpdateStats() {
+  ExchangeStats sum;
+  for (const ExpertExchange* exchange : {fixed_.get(), exact_.get()}) {
+    if (exchange == nullptr) continue;
+    sum.dispatched_copies += exchange->stats().dispatched_copies;
+    sum.payload_bytes += exchange->stats().payload_bytes;
+    sum.wire_bytes += exchange->stats().wire_bytes;
+    sum.occupied_slots += exchange->stats().occupied_slots;
+    sum.seconds += exchange->stats().seconds;
+  }
+  if (group_ != nullptr) {
+    sum.wire_bytes += group_->bytes_sent();
+    sum.seconds += group_->seconds();
+  }
+  stats_ = sum;
+}
+
+absl::StatusOr<Transformer::Trace> RankTransformer::TraceStep(const ResolvedStep& step) {
+  if (options_.shape.world() != 1) {
+    return absl::FailedPreconditionError(
+        fmt::format("a trace needs a world of one rank, not {}", options_.shape.world()));
+  }
+  ASSIGN_OR_RETURN(const Pass pass, PlanPass(step, internal::v1::EXCHANGE_MODE_UNSPECIFIED, 0));
+  Trace trace;
+  RETURN_IF_ERROR(Forward(step, pass, &trace));
+  const Tensor x = buffers_.x.Rows(0, pass.rows);
+  RETURN_IF_ERROR(output_->Sample(step, x));
+  trace.logits = output_->ReadLogits(x);
+  ObserveFinalNorm(x, &trace);
+  RETURN_IF_ERROR(ops_.Finish());
+  return trace;
+}
+
+void RankTransformer::Observe(Tensor hidden, Trace* trace) {
+  if (trace == nullptr) return;
+  std::vector<float>& out = trace->hidden.emplace_back(hidden.rows * hidden.cols);
+  if (hidden.dtype == kernels::DType::kF32) {
+    ops_.Read(hidden, out.data());
+    return;
+  }
+  CONCLAVE_CHECK(hidden.dtype == kernels::DType::kBf16);
+  std::vector<uint16_t> raw(out.size());
+  ops_.Read(hidden, raw.data());
+  for (size_t i = 0; i < raw.size(); ++i) out[i] = std::bit_cast<float>(uint32_t{raw[i]} << 16);
+}
+
+// No op ends at the final norm: the router's norm with the final weights, after adding nothing,
+// is it.
+void RankTransformer::ObserveFinalNorm(Tensor x, Trace* trace) {
+  const Tensor nothing = buffers_.o_partial.Rows(0, x.rows);
+  const std::vector<std::byte> zeros(nothing.bytes());
+  ops_.Write(nothing, zeros.data());
+  kernels::RouterWeights weights = weights_.layers[0].router;
+  weights.norm = weights_.final_norm;
+  const Tensor normed = buffers_.normed.Rows(0, x.rows);
+  ops_.ResidualNormRoute(
+      weights, nothing, x, nullptr, normed,
+      {buffers_.routing.expert_ids.Rows(0, x.rows), buffers_.routing.weights.Rows(0, x.rows)});
+  Observe(normed, trace);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Create(
+    const model::Config& config, const RankWeights& weights, const model::Placement& placement,
+    const TransformerOptions& options, kernels::Ops& ops, Communicator* world,
+    Communicator* tp_group) {
+  CONCLAVE_CHECK((world == nullptr) == (options.shape.world() == 1));
+  CONCLAVE_CHECK((tp_group == nullptr) == (options.shape.tp == 1));
+  auto transformer =
+      std::make_unique<RankTransformer>(config, weights, placement, options, ops, world, tp_group);
+  RETURN_IF_ERROR(transformer->Allocate());
+  return transformer;
+}
+
+}  // namespace conclave::worker

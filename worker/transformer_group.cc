@@ -1,0 +1,45 @@
+#include "worker/transformer_group.h"
+
+#include <chrono>
+
+namespace conclave::worker {
+
+template <typename Call>
+absl::Status MeteredCommunicator::Measure(const Call& call) {
+  const int64_t bytes_before = inner_.bytes_sent();
+  const auto start = std::chrono::steady_clock::now();
+  absl::Status status = call();
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  bytes_sent_ += inner_.bytes_sent() - bytes_before;
+  return status;
+}
+
+absl::Status MeteredCommunicator::AllToAll(const void* send, void* recv, int64_t block_bytes) {
+  return Measure([&] { return inner_.AllToAll(send, recv, block_bytes); });
+}
+
+absl::Status MeteredCommunicator::AllToAllV(const void* send, std::span<const int64_t> send_bytes,
+                                            std::span<const int64_t> send_offsets, void* recv,
+                                            std::span<const int64_t> recv_bytes,
+                                            std::span<const int64_t> recv_offsets) {
+  return Measure([&] {
+    return inner_.AllToAllV(send, send_bytes, send_offsets, recv, recv_bytes, recv_offsets);
+  });
+}
+
+absl::Status MeteredCommunicator::AllReduceSum(kernels::Tensor data) {
+  return Measure([&] { return inner_.AllReduceSum(data); });
+}
+
+absl::Status MeteredCommunicator::ReduceScatterSum(kernels::Tensor data,
+                                                   std::span<const int64_t> row_begin,
+                                                   kernels::Tensor out) {
+  return Measure([&] { return inner_.ReduceScatterSum(data, row_begin, out); });
+}
+
+absl::Status MeteredCommunicator::AllGatherRows(kernels::Tensor data,
+                                                std::span<const int64_t> row_begin) {
+  return Measure([&] { return inner_.AllGatherRows(data, row_begin); });
+}
+
+}  // namespace conclave::worker

@@ -1,0 +1,45 @@
+#ifndef CONCLAVE_WORKER_TRANSFORMER_GROUP_H_
+#define CONCLAVE_WORKER_TRANSFORMER_GROUP_H_
+
+// A communicator that counts the time and the bytes of the calls made through it.
+
+#include <cstdint>
+#include <span>
+
+#include "worker/communicator.h"
+
+namespace conclave::worker {
+
+// Borrows `inner`, which others may use too.
+class MeteredCommunicator final : public Communicator {
+ public:
+  explicit MeteredCommunicator(Communicator& inner) : inner_(inner) {}
+
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  absl::Status AllToAll(const void* send, void* recv, int64_t block_bytes) override;
+  absl::Status AllToAllV(const void* send, std::span<const int64_t> send_bytes,
+                         std::span<const int64_t> send_offsets, void* recv,
+                         std::span<const int64_t> recv_bytes,
+                         std::span<const int64_t> recv_offsets) override;
+  absl::Status AllReduceSum(kernels::Tensor data) override;
+  absl::Status ReduceScatterSum(kernels::Tensor data, std::span<const int64_t> row_begin,
+                                kernels::Tensor out) override;
+  absl::Status AllGatherRows(kernels::Tensor data, std::span<const int64_t> row_begin) override;
+  void Abort() override { inner_.Abort(); }
+  // Through this object alone.
+  int64_t bytes_sent() const override { return bytes_sent_; }
+  double seconds() const { return seconds_; }
+
+ private:
+  template <typename Call>
+  absl::Status Measure(const Call& call);
+
+  Communicator& inner_;
+  int64_t bytes_sent_ = 0;
+  double seconds_ = 0;
+};
+
+}  // namespace conclave::worker
+
+#endif  // CONCLAVE_WORKER_TRANSFORMER_GROUP_H_

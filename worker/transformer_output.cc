@@ -1,0 +1,208 @@
+#include "worker/transformer_output.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/status_macros.h"
+#include "model/placement.h"
+#include "worker/transformer_buffers.h"
+
+namespace conclave::worker {
+namespace {
+
+constexpr int kTileRows = 256;
+
+kernels::SampleOutput OutputRows(const kernels::SampleOutput& output, int64_t begin, int64_t rows) {
+  return {output.tokens.Rows(begin, rows), output.logprobs.Rows(begin, rows),
+          output.top_tokens.Rows(begin, rows), output.top_logprobs.Rows(begin, rows)};
+}
+
+// The most log-probabilities that a row wants: -1 none, 0 the token's own.
+int MaxLogprobs(std::span<const kernels::SampleParams> params) {
+  int most = -1;
+  for (const kernels::SampleParams& row : params) most = std::max(most, row.logprobs);
+  return most;
+}
+
+}  // namespace
+
+std::vector<int64_t> SplitRows(int64_t rows, int ranks) {
+  std::vector<int64_t> begin(ranks + 1);
+  for (int rank = 0; rank <= ranks; ++rank) begin[rank] = rows * rank / ranks;
+  return begin;
+}
+
+absl::StatusOr<TransformerOutput> TransformerOutput::Create(const model::Config& config,
+                                                            const RankWeights& weights,
+                                                            int max_sequences, kernels::Ops& ops,
+                                                            Communicator* group) {
+  TransformerOutput output(config, weights, ops, group);
+  RETURN_IF_ERROR(output.Allocate(max_sequences));
+  return output;
+}
+
+absl::Status TransformerOutput::Allocate(int max_sequences) {
+  using kernels::DType;
+  const auto make = [&](DType dtype, int64_t rows, int64_t cols) {
+    return AllocateTensor(*ops_, dtype, rows, cols, memory_);
+  };
+  tile_rows_ = std::min(kTileRows, max_sequences);
+  if (weights_->lm_head.data != nullptr) {
+    ASSIGN_OR_RETURN(logits_, make(DType::kF32, tile_rows_, weights_->lm_head.rows));
+    if (group_ != nullptr) {
+      const int64_t share = (tile_rows_ + group_->size() - 1) / group_->size();
+      ASSIGN_OR_RETURN(received_, make(DType::kF32, share, config_->vocab_size));
+      ASSIGN_OR_RETURN(joined_, make(DType::kF32, share, config_->vocab_size));
+    }
+  }
+  int64_t labels = 0;
+  for (const HeadWeights& head : weights_->heads) labels = std::max(labels, head.weight.rows);
+  if (labels > 0) {
+    ASSIGN_OR_RETURN(head_logits_, make(DType::kF32, kTileRows, labels));
+  }
+  ASSIGN_OR_RETURN(sampled_.tokens, make(DType::kI32, max_sequences, 1));
+  ASSIGN_OR_RETURN(sampled_.logprobs, make(DType::kF32, max_sequences, 1));
+  ASSIGN_OR_RETURN(sampled_.top_tokens, make(DType::kI32, max_sequences, kernels::kMaxLogprobs));
+  ASSIGN_OR_RETURN(sampled_.top_logprobs, make(DType::kF32, max_sequences, kernels::kMaxLogprobs));
+  return absl::OkStatus();
+}
+
+absl::Status TransformerOutput::Sample(const ResolvedStep& step, kernels::Tensor x) {
+  const int rows = static_cast<int>(step.sample_rows.size());
+  if (rows == 0) return absl::OkStatus();
+  if (weights_->lm_head.data == nullptr) {
+    return absl::InternalError("step plan samples tokens, but the checkpoint has no lm_head");
+  }
+  for (int begin = 0; begin < rows; begin += tile_rows_) {
+    RETURN_IF_ERROR(SampleTile(step, x, begin, std::min(tile_rows_, rows - begin)));
+  }
+  ops_->StoreSampled(sampled_.tokens.Rows(0, rows), step.sample_slots);
+  return absl::OkStatus();
+}
+
+absl::Status TransformerOutput::SampleTile(const ResolvedStep& step, kernels::Tensor x, int begin,
+                                           int rows) {
+  const auto wanted = std::span(step.sample_rows).subspan(begin, rows);
+  const auto params = std::span(step.sample_params).subspan(begin, rows);
+  kernels::Tensor logits = logits_.Rows(0, rows);
+  ops_->Logits(weights_->final_norm, weights_->lm_head, x, wanted, logits);
+  if (group_ == nullptr) {
+    ops_->Sample(logits, params, OutputRows(sampled_, begin, rows));
+    return absl::OkStatus();
+  }
+  const std::vector<int64_t> row_begin = SplitRows(rows, group_->size());
+  const int64_t first = row_begin[group_->rank()];
+  const int64_t share = row_begin[group_->rank() + 1] - first;
+  ASSIGN_OR_RETURN(logits, Transpose(logits, row_begin));
+  ops_->Sample(logits, params.subspan(first, share), OutputRows(sampled_, begin + first, share));
+  return Gather(params, begin, row_begin);
+}
+
+absl::StatusOr<kernels::Tensor> TransformerOutput::Transpose(kernels::Tensor logits,
+                                                             std::span<const int64_t> row_begin) {
+  const int ranks = group_->size();
+  const int64_t share = row_begin[group_->rank() + 1] - row_begin[group_->rank()];
+  std::vector<int64_t> send_bytes(ranks), send_offsets(ranks);
+  std::vector<int64_t> recv_bytes(ranks), recv_offsets(ranks);
+  std::vector<kernels::Tensor> blocks(ranks);
+  int64_t received = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const kernels::Tensor sent =
+        logits.Rows(row_begin[rank], row_begin[rank + 1] - row_begin[rank]);
+    send_bytes[rank] = sent.bytes();
+    send_offsets[rank] = static_cast<std::byte*>(sent.data) - static_cast<std::byte*>(logits.data);
+    kernels::Tensor& block = blocks[rank];
+    block = {received_.as<std::byte>() + received, kernels::DType::kF32, share,
+             model::VocabRange(*config_, ranks, rank).size()};
+    recv_bytes[rank] = block.bytes();
+    recv_offsets[rank] = received;
+    received += block.bytes();
+  }
+  RETURN_IF_ERROR(group_->AllToAllV(logits.data, send_bytes, send_offsets, received_.data,
+                                    recv_bytes, recv_offsets));
+  const kernels::Tensor whole = joined_.Rows(0, share);
+  ops_->JoinColumns(blocks, whole);
+  return whole;
+}
+
+absl::Status TransformerOutput::Gather(std::span<const kernels::SampleParams> params, int begin,
+                                       std::span<const int64_t> row_begin) {
+  const kernels::SampleOutput tile =
+      OutputRows(sampled_, begin, static_cast<int64_t>(params.size()));
+  RETURN_IF_ERROR(group_->AllGatherRows(tile.tokens, row_begin));
+  const int logprobs = MaxLogprobs(params);
+  if (logprobs < 0) return absl::OkStatus();
+  RETURN_IF_ERROR(group_->AllGatherRows(tile.logprobs, row_begin));
+  if (logprobs == 0) return absl::OkStatus();
+  RETURN_IF_ERROR(group_->AllGatherRows(tile.top_tokens, row_begin));
+  return group_->AllGatherRows(tile.top_logprobs, row_begin);
+}
+
+std::vector<SampledToken> TransformerOutput::ReadSampled(const ResolvedStep& step) {
+  const int64_t rows = static_cast<int64_t>(step.sample_rows.size());
+  std::vector<SampledToken> out(rows);
+  if (rows == 0) return out;
+  const int logprobs = MaxLogprobs(step.sample_params);
+  std::vector<int32_t> tokens(rows);
+  std::vector<float> token_logprobs(rows);
+  std::vector<int32_t> top_tokens(rows * kernels::kMaxLogprobs);
+  std::vector<float> top_logprobs(rows * kernels::kMaxLogprobs);
+  const kernels::SampleOutput source = OutputRows(sampled_, 0, rows);
+  ops_->Read(source.tokens, tokens.data());
+  if (logprobs >= 0) ops_->Read(source.logprobs, token_logprobs.data());
+  if (logprobs > 0) {
+    ops_->Read(source.top_tokens, top_tokens.data());
+    ops_->Read(source.top_logprobs, top_logprobs.data());
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const kernels::SampleParams& params = step.sample_params[row];
+    SampledToken& sampled = out[row];
+    sampled.slot = step.sample_slots[row];
+    sampled.position = params.position;
+    sampled.token = tokens[row];
+    if (params.logprobs >= 0) sampled.logprob = token_logprobs[row];
+    for (int i = 0; i < std::min(params.logprobs, config_->vocab_size); ++i) {
+      const int64_t at = row * kernels::kMaxLogprobs + i;
+      sampled.top.emplace_back(top_tokens[at], top_logprobs[at]);
+    }
+  }
+  return out;
+}
+
+std::vector<HeadOutput> TransformerOutput::ReadHeads(const ResolvedStep& step, kernels::Tensor x) {
+  std::vector<HeadOutput> out;
+  for (const ResolvedStep::HeadRead& read : step.head_reads) {
+    const HeadWeights& head = weights_->heads[read.head];
+    const int64_t labels = head.weight.rows;
+    const int rows = static_cast<int>(read.rows.size());
+    HeadOutput result{read.slot, read.head, read.first_position, {}};
+    result.logits.resize(rows * labels);
+    for (int begin = 0; begin < rows; begin += kTileRows) {
+      const int count = std::min(kTileRows, rows - begin);
+      const kernels::Tensor logits = {head_logits_.data, kernels::DType::kF32, count, labels};
+      ops_->HeadLogits(weights_->final_norm, head.weight, head.bias, x,
+                       std::span(read.rows).subspan(begin, count), logits);
+      ops_->Read(logits, result.logits.data() + begin * labels);
+    }
+    out.push_back(std::move(result));
+  }
+  return out;
+}
+
+std::vector<float> TransformerOutput::ReadLogits(kernels::Tensor x) {
+  const int64_t vocab = logits_.cols;
+  std::vector<int32_t> rows(x.rows);
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<float> out(x.rows * vocab);
+  if (vocab == 0) return out;
+  for (int begin = 0; begin < x.rows; begin += tile_rows_) {
+    const int count = std::min<int>(tile_rows_, static_cast<int>(x.rows) - begin);
+    const kernels::Tensor logits = logits_.Rows(0, count);
+    ops_->Logits(weights_->final_norm, weights_->lm_head, x, std::span(rows).subspan(begin, count),
+                 logits);
+    ops_->Read(logits, out.data() + begin * vocab);
+  }
+  return out;
+}
+
+}  // namespace conclave::worker

@@ -1,0 +1,100 @@
+#ifndef CONCLAVE_WORKER_TRANSFORMER_OUTPUT_H_
+#define CONCLAVE_WORKER_TRANSFORMER_OUTPUT_H_
+
+// The end of a step: final norm, logits, sampling and classification heads, for the rows that want
+// them. Logits are made in tiles of at most 256 rows.
+//
+// With the vocabulary split over a tp group, a tile is transposed over the group: rank r has the
+// logits of all its n rows over V_r ids, and wants those of its share of the rows over all V ids.
+//
+//        V_0   V_1                      V_0   V_1
+//   row +-----+-----+              row +-----------+
+//     0 |  r  |  r  |                0 |   rank 0  |
+//     1 |  a  |  a  |   all-to-all   1 |           |   then each rank samples its rows,
+//       |  n  |  n  |  ----------->    +-----------+   and ids and log-probabilities are
+//     2 |  k  |  k  |                2 |   rank 1  |   gathered on all
+//     3 |  0  |  1  |                3 |           |
+//       +-----+-----+                  +-----------+
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "worker/communicator.h"
+#include "worker/sequence_table.h"
+#include "worker/weights.h"
+
+namespace conclave::worker {
+
+struct SampledToken {
+  int slot = 0;
+  int position = 0;  // of the token drawn
+  int token = 0;
+  float logprob = 0;                       // if asked for
+  std::vector<std::pair<int, float>> top;  // by falling log-probability
+};
+
+struct HeadOutput {
+  int slot = 0;
+  int head = 0;
+  int first_position = 0;
+  std::vector<float> logits;  // [rows, labels]
+};
+
+// Used by the step thread alone. Borrows everything it is made with.
+class TransformerOutput {
+ public:
+  // `group` is the tp group, null for tp = 1.
+  static absl::StatusOr<TransformerOutput> Create(const model::Config& config,
+                                                  const RankWeights& weights, int max_sequences,
+                                                  kernels::Ops& ops, Communicator* group);
+
+  // Samples the rows that `step` wants from x [T, H] and makes the tokens the last of their slots.
+  // The same calls on every rank of the group.
+  absl::Status Sample(const ResolvedStep& step, kernels::Tensor x);
+
+  // What Sample drew. Waits for the device.
+  std::vector<SampledToken> ReadSampled(const ResolvedStep& step);
+
+  // The heads that `step` reads. Waits for the device.
+  std::vector<HeadOutput> ReadHeads(const ResolvedStep& step, kernels::Tensor x);
+
+  // f32 [rows of x, V], for traces; tp = 1. Waits for the device.
+  std::vector<float> ReadLogits(kernels::Tensor x);
+
+ private:
+  TransformerOutput(const model::Config& config, const RankWeights& weights, kernels::Ops& ops,
+                    Communicator* group)
+      : config_(&config), weights_(&weights), ops_(&ops), group_(group) {}
+
+  absl::Status Allocate(int max_sequences);
+  absl::Status SampleTile(const ResolvedStep& step, kernels::Tensor x, int begin, int rows);
+  absl::StatusOr<kernels::Tensor> Transpose(kernels::Tensor logits,
+                                            std::span<const int64_t> row_begin);
+  absl::Status Gather(std::span<const kernels::SampleParams> params, int begin,
+                      std::span<const int64_t> row_begin);
+
+  const model::Config* config_;
+  const RankWeights* weights_;
+  kernels::Ops* ops_;
+  Communicator* group_;
+  int tile_rows_ = 0;
+
+  kernels::Tensor logits_;         // f32 [tile, V of this rank]
+  kernels::Tensor received_;       // f32 [share of a tile, V], a block for each source
+  kernels::Tensor joined_;         // f32 [share of a tile, V]
+  kernels::Tensor head_logits_;    // f32 [tile, most labels]
+  kernels::SampleOutput sampled_;  // [max_sequences, *]
+  std::vector<kernels::Buffer> memory_;
+};
+
+// Rows [begin[r], begin[r + 1]) are rank r's share of `rows`: contiguous, as even as they get.
+std::vector<int64_t> SplitRows(int64_t rows, int ranks);
+
+}  // namespace conclave::worker
+
+#endif  // CONCLAVE_WORKER_TRANSFORMER_OUTPUT_H_

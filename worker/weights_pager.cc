@@ -1,0 +1,73 @@
+#include "worker/weights_pager.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/status_macros.h"
+
+namespace conclave::worker {
+namespace {
+
+constexpr int64_t kChunkBytes = int64_t{16} << 20;
+
+// Reading one byte brings its page in.
+void TouchPages(const std::byte* begin, const std::byte* end, int64_t page) {
+  for (const std::byte* at = begin; at < end; at += page) {
+    static_cast<void>(*static_cast<const volatile std::byte*>(at));
+  }
+}
+
+// Pages in [data, data + bytes).
+absl::Status Populate(const std::byte* data, int64_t bytes, const std::string& file) {
+  static const int64_t page = sysconf(_SC_PAGESIZE);
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  const int64_t lead = static_cast<int64_t>(address % static_cast<uintptr_t>(page));
+  const std::byte* begin = data - lead;
+  // madvise takes a non-const pointer but changes nothing here.
+  void* start = const_cast<std::byte*>(begin);
+  const size_t length = static_cast<size_t>(bytes + lead);
+  madvise(start, length, MADV_WILLNEED);  // a hint: large reads ahead of the faults below
+  while (madvise(start, length, MADV_POPULATE_READ) != 0) {
+    if (errno == EINTR || errno == EAGAIN) continue;
+    if (errno == EFAULT) {
+      return absl::DataLossError(fmt::format(
+          "{}: the file became shorter, or cannot be read, while its weights were loaded", file));
+    }
+    if (errno != EINVAL && errno != ENOSYS) {
+      return absl::InternalError(
+          fmt::format("{}: reading {} mapped bytes: {}", file, bytes, std::strerror(errno)));
+    }
+    TouchPages(begin, data + bytes, page);
+    break;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status PageIn(std::span<const MappedRegion> regions,
+                    const std::function<bool(int64_t bytes)>& progress) {
+  int64_t unreported = 0;
+  for (const MappedRegion& region : regions) {
+    for (int64_t row = 0; row < region.rows; ++row) {
+      const std::byte* data = region.data + row * region.stride;
+      for (int64_t at = 0; at < region.row_bytes; at += kChunkBytes) {
+        const int64_t bytes = std::min(kChunkBytes, region.row_bytes - at);
+        RETURN_IF_ERROR(Populate(data + at, bytes, region.file));
+        unreported += bytes;
+        if (unreported < kChunkBytes) continue;
+        if (!progress(unreported)) return absl::CancelledError("loading of weights was cancelled");
+        unreported = 0;
+      }
+    }
+  }
+  if (!progress(unreported)) return absl::CancelledError("loading of weights was cancelled");
+  return absl::OkStatus();
+}
+
+}  // namespace conclave::worker
