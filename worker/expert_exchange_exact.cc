@@ -1,0 +1,124 @@
+// Exact: the counts travel first and reach the host, then just the copies, packed by source without
+// headers or gaps; the sums come home packed alike.
+
+#include <numeric>
+#include <vector>
+
+#include "base/status_macros.h"
+#include "worker/expert_exchange_base.h"
+
+namespace conclave::worker {
+namespace {
+
+using kernels::DType;
+using kernels::Tensor;
+
+// Blocks of one AllToAllV, in bytes.
+struct Blocks {
+  explicit Blocks(int world) : bytes(world), offsets(world) {}
+  std::vector<int64_t> bytes;
+  std::vector<int64_t> offsets;
+};
+
+class ExactExchange final : public ExpertExchangeBase {
+ public:
+  ExactExchange(const model::Config& config, Communicator& world, kernels::Ops& ops,
+                const ExchangeOptions& options)
+      : ExpertExchangeBase(config, world, ops, options),
+        sent_(world.size()),
+        received_(world.size()),
+        first_sent_(world.size()),
+        first_received_(world.size()),
+        out_(world.size()),
+        in_(world.size()) {}
+
+  absl::Status AllocateAll(const model::Placement& placement) {
+    RETURN_IF_ERROR(AllocateShared(placement));
+    ASSIGN_OR_RETURN(received_counts_, Allocate(DType::kI32, world_.size(), 1));
+    return absl::OkStatus();
+  }
+
+  void SetBucket(int) override {}
+
+  absl::StatusOr<kernels::ExpertTokens> Dispatch(int layer, Tensor normed,
+                                                 const kernels::Routing& routing) override {
+    const int64_t block_slots = 1 + normed.rows;
+    RETURN_IF_ERROR(Pack(layer, normed, routing, block_slots));
+    RETURN_IF_ERROR(ExchangeCounts());
+    for (int r = 0; r < world_.size(); ++r) {
+      out_.bytes[r] = sent_[r] * layout_.slot_bytes;
+      out_.offsets[r] = (r * block_slots + 1) * layout_.slot_bytes;
+      in_.bytes[r] = received_[r] * layout_.slot_bytes;
+      in_.offsets[r] = first_received_[r] * layout_.slot_bytes;
+      if (r == world_.rank()) continue;
+      stats_.dispatched_copies += sent_[r];
+      stats_.payload_bytes += out_.bytes[r];
+    }
+    RETURN_IF_ERROR(Collective([&] {
+      return world_.AllToAllV(send_.data, out_.bytes, out_.offsets, recv_.data, in_.bytes,
+                              in_.offsets);
+    }));
+    kernels::ExpertTokens tokens = ReceivedTokens(layer);
+    tokens.max_copies = std::accumulate(received_.begin(), received_.end(), 0);
+    tokens.counts = received_counts_.as<const int32_t>();
+    tokens.first_slot = first_received_.data();
+    tokens.first_output = first_received_.data();
+    return tokens;
+  }
+
+  absl::Status Combine(Tensor partial, Tensor x) override {
+    for (int r = 0; r < world_.size(); ++r) {
+      out_.bytes[r] = received_[r] * partial_row_bytes();
+      out_.offsets[r] = first_received_[r] * partial_row_bytes();
+      in_.bytes[r] = sent_[r] * partial_row_bytes();
+      in_.offsets[r] = first_sent_[r] * partial_row_bytes();
+      if (r != world_.rank()) stats_.payload_bytes += out_.bytes[r];
+    }
+    RETURN_IF_ERROR(Collective([&] {
+      return world_.AllToAllV(partial.data, out_.bytes, out_.offsets, returned_.data, in_.bytes,
+                              in_.offsets);
+    }));
+    ops_.CombineResidual(returned_, first_sent_.data(), send_index(), x);
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status ExchangeCounts() {
+    RETURN_IF_ERROR(Collective([&] {
+      return world_.AllToAll(send_counts_.data, received_counts_.data, sizeof(int32_t));
+    }));
+    ops_.Read(send_counts_, sent_.data());
+    ops_.Read(received_counts_, received_.data());
+    std::exclusive_scan(sent_.begin(), sent_.end(), first_sent_.begin(), 0);
+    std::exclusive_scan(received_.begin(), received_.end(), first_received_.begin(), 0);
+    for (int32_t count : received_) {
+      // Before it sizes a copy into the receive buffer.
+      if (count < 0 || count > max_rows_) {
+        return absl::InternalError("a peer dispatches more copies than any rank may have rows");
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  Tensor received_counts_;         // i32 [world, 1] device memory
+  std::vector<int32_t> sent_;      // [world] copies to each rank
+  std::vector<int32_t> received_;  // [world] copies from each rank
+  std::vector<int32_t> first_sent_;
+  std::vector<int32_t> first_received_;
+  Blocks out_;
+  Blocks in_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ExpertExchange>> MakeExactExchange(const model::Config& config,
+                                                                  const model::Placement& placement,
+                                                                  Communicator& world,
+                                                                  kernels::Ops& ops,
+                                                                  const ExchangeOptions& options) {
+  auto exchange = std::make_unique<ExactExchange>(config, world, ops, options);
+  RETURN_IF_ERROR(exchange->AllocateAll(placement));
+  return exchange;
+}
+
+}  // namespace conclave::worker

@@ -1,0 +1,257 @@
+#include "worker/model_runtime.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "base/status_macros.h"
+#include "model/checkpoint.h"
+#include "worker/rank_plan.h"
+#include "worker/weights.h"
+
+namespace conclave::worker {
+namespace {
+
+// A backstop: a lost peer breaks its connections, a silent one is found by its heartbeats, and both
+// end the epoch. It must exceed the longest step of any rank, for which idle ones wait.
+constexpr absl::Duration kCollectiveTimeout = absl::Minutes(20);
+
+// What stays from epoch to epoch while the assignment stays.
+struct Resident {
+  std::string key;  // ResidentKey of the assignment it was loaded for
+  model::Config config;
+  std::unique_ptr<kernels::Ops> ops;
+  model::Placement placement;
+  RankWeights weights;
+};
+
+// All that decides which weights a rank holds and what its ops are made for.
+std::string ResidentKey(const internal::v1::Assignment& assignment, const std::string& dir) {
+  internal::v1::Assignment relevant;
+  relevant.set_rank(assignment.rank());
+  relevant.set_dp(assignment.dp());
+  relevant.set_tp(assignment.tp());
+  relevant.set_model_dir(dir);
+  *relevant.mutable_heads() = assignment.heads();
+  *relevant.mutable_placement() = assignment.placement();
+  relevant.mutable_cache()->set_max_sequences(assignment.cache().max_sequences());
+  relevant.mutable_cache()->set_block_tokens(assignment.cache().block_tokens());
+  relevant.set_require_mxfp4(assignment.require_mxfp4());
+  return relevant.SerializeAsString();
+}
+
+internal::v1::StepResult ToProto(const StepOutput& output) {
+  internal::v1::StepResult result;
+  for (const SampledToken& token : output.sampled) {
+    internal::v1::Sampled& sampled = *result.add_sampled();
+    sampled.set_slot(token.slot);
+    sampled.set_position(token.position);
+    sampled.set_token(token.token);
+    sampled.set_logprob(token.logprob);
+    for (const auto& [id, logprob] : token.top) {
+      sampled.add_top_tokens(id);
+      sampled.add_top_logprobs(logprob);
+    }
+  }
+  for (const HeadOutput& head : output.heads) {
+    internal::v1::HeadLogits& logits = *result.add_head_logits();
+    logits.set_slot(head.slot);
+    logits.set_head(head.head);
+    logits.set_first_position(head.first_position);
+    logits.mutable_logits()->Add(head.logits.begin(), head.logits.end());
+  }
+  result.set_step_ns(output.step_ns);
+  result.set_exchange_ns(output.exchange_ns);
+  return result;
+}
+
+class ModelRuntime final : public RankRuntime {
+ public:
+  explicit ModelRuntime(ModelRuntimeOptions options) : options_(std::move(options)) {}
+
+  absl::StatusOr<internal::v1::Ready> Begin(Generation generation,
+                                            const internal::v1::Assignment& assignment,
+                                            Rendezvous& rendezvous,
+                                            const Progress& progress) override;
+  absl::StatusOr<internal::v1::StepResult> Step(const internal::v1::StepPlan& plan) override;
+  internal::v1::RankStats Stats() override;
+  void End() override;
+  void Abort(Generation generation) override;
+
+ private:
+  absl::Status Connect(const TransformerOptions& options, Rendezvous& rendezvous);
+  absl::StatusOr<std::unique_ptr<Resident>> Load(model::Config config,
+                                                 const internal::v1::Assignment& assignment,
+                                                 const std::string& dir, RankPlan plan,
+                                                 const Progress& progress);
+  bool Aborted() const { return aborted_.load() >= generation_; }
+
+  const ModelRuntimeOptions options_;
+  std::unique_ptr<Resident> resident_;
+
+  // Of the running epoch.
+  Generation generation_ = 0;
+  bool allow_forced_ = false;
+  std::unique_ptr<Transformer> transformer_;
+  std::optional<SequenceTable> table_;
+  int64_t step_ns_ = 0;
+  int64_t exchange_ns_ = 0;
+
+  std::atomic<Generation> aborted_{0};
+  absl::Mutex mutex_;  // guards the two pointers against Abort; the step thread owns them
+  std::unique_ptr<Communicator> world_;
+  std::unique_ptr<Communicator> tp_group_;  // null where the world is the group
+};
+
+absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
+                                                        const internal::v1::Assignment& assignment,
+                                                        Rendezvous& rendezvous,
+                                                        const Progress& progress) {
+  generation_ = generation;
+  allow_forced_ = assignment.allow_forced_routing();
+  step_ns_ = 0;
+  exchange_ns_ = 0;
+  const std::string dir = options_.model_dir.empty() ? assignment.model_dir() : options_.model_dir;
+  ASSIGN_OR_RETURN(model::Config config, model::LoadConfig(dir));
+  ASSIGN_OR_RETURN(RankPlan plan, ParseAssignment(assignment, config));
+  const TransformerOptions options = plan.options;
+  // Before loading, which may take minutes: a rank that its peers cannot reach shows at once.
+  RETURN_IF_ERROR(Connect(options, rendezvous));
+  if (resident_ == nullptr || resident_->key != ResidentKey(assignment, dir)) {
+    resident_ = nullptr;  // not both at once
+    ASSIGN_OR_RETURN(resident_,
+                     Load(std::move(config), assignment, dir, std::move(plan), progress));
+  }
+  Communicator* const group = options.shape.tp == 1   ? nullptr
+                              : options.shape.dp == 1 ? world_.get()
+                                                      : tp_group_.get();
+  ASSIGN_OR_RETURN(transformer_,
+                   Transformer::Create(resident_->config, resident_->weights, resident_->placement,
+                                       options, *resident_->ops, world_.get(), group));
+  std::vector<int> labels;
+  for (const HeadWeights& head : resident_->weights.heads) {
+    labels.push_back(static_cast<int>(head.config.labels.size()));
+  }
+  table_.emplace(TableLimits(resident_->config, options, std::move(labels)));
+
+  internal::v1::Ready ready;
+  ready.set_weight_bytes(resident_->weights.bytes);
+  ready.set_kv_bytes(transformer_->kv_bytes());
+  ready.set_resident_format(std::string(resident_->weights.layers.front().experts->format()));
+  return ready;
+}
+
+absl::Status ModelRuntime::Connect(const TransformerOptions& options, Rendezvous& rendezvous) {
+  const model::ParallelShape& shape = options.shape;
+  GlooOptions gloo;
+  gloo.interface = options_.interface;
+  gloo.hostname = options_.advertise_address;
+  gloo.timeout = kCollectiveTimeout;
+  gloo.cancelled = [this] { return Aborted(); };
+  auto connect = [&](const std::string& group, int rank, int size,
+                     std::unique_ptr<Communicator>& out) -> absl::Status {
+    ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator,
+                     ConnectGloo(group, rank, size, rendezvous, gloo));
+    absl::MutexLock lock(&mutex_);
+    out = std::move(communicator);
+    // An Abort before this line has not seen it.
+    return Aborted() ? absl::AbortedError("the epoch has ended") : absl::OkStatus();
+  };
+  if (shape.world() == 1) return absl::OkStatus();
+  RETURN_IF_ERROR(connect("world", options.rank, shape.world(), world_));
+  if (shape.tp == 1 || shape.dp == 1) return absl::OkStatus();
+  return connect(fmt::format("tp{}", shape.dp_rank(options.rank)), shape.tp_rank(options.rank),
+                 shape.tp, tp_group_);
+}
+
+absl::StatusOr<std::unique_ptr<Resident>> ModelRuntime::Load(
+    model::Config config, const internal::v1::Assignment& assignment, const std::string& dir,
+    RankPlan plan, const Progress& progress) {
+  auto resident = std::make_unique<Resident>();
+  resident->key = ResidentKey(assignment, dir);
+  resident->config = std::move(config);
+  resident->placement = std::move(plan.placement);
+  const model::Config& model = resident->config;
+  ASSIGN_OR_RETURN(std::shared_ptr<const model::Checkpoint> checkpoint,
+                   model::Checkpoint::Open(dir, model));
+  if (assignment.require_mxfp4() && checkpoint->layout() == model::Layout::kBf16) {
+    return absl::FailedPreconditionError(
+        fmt::format("{} holds its experts in bf16, and MXFP4 is required", dir));
+  }
+  const model::ParallelShape& shape = plan.options.shape;
+  const model::Range kv_heads =
+      model::KvHeadRange(model, shape.tp, shape.tp_rank(plan.options.rank));
+  resident->ops = kernels::MakeCpuOps(model, kv_heads.size(),
+                                      {.threads = options_.threads,
+                                       .max_sequences = plan.options.max_sequences,
+                                       .block_tokens = plan.options.block_tokens});
+  WeightsRequest request;
+  request.shape = shape;
+  request.rank = plan.options.rank;
+  request.placement = &resident->placement;
+  request.heads = std::move(plan.heads);
+  ASSIGN_OR_RETURN(resident->weights,
+                   LoadRankWeights(model, std::move(checkpoint), request, *resident->ops,
+                                   [&](int64_t loaded, int64_t total) {
+                                     progress(loaded, total);
+                                     return !Aborted();
+                                   }));
+  return resident;
+}
+
+absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::StepPlan& plan) {
+  for (const internal::v1::NewSequence& sequence : plan.new_sequences()) {
+    if (sequence.forced_expert_ids().empty() || allow_forced_) continue;
+    return absl::InternalError("the plan forces expert ids, which the assignment does not allow");
+  }
+  ASSIGN_OR_RETURN(const ResolvedStep step, table_->Apply(plan));
+  const auto bucket = static_cast<int>(
+      std::min<uint32_t>(plan.bucket(), static_cast<uint32_t>(std::numeric_limits<int>::max())));
+  ASSIGN_OR_RETURN(const StepOutput output, transformer_->Step(step, plan.exchange_mode(), bucket));
+  step_ns_ += output.step_ns;
+  exchange_ns_ += output.exchange_ns;
+  return ToProto(output);
+}
+
+internal::v1::RankStats ModelRuntime::Stats() {
+  internal::v1::RankStats stats;
+  if (transformer_ == nullptr) return stats;
+  stats.set_compute_seconds(static_cast<double>(step_ns_ - exchange_ns_) * 1e-9);
+  stats.set_exchange_seconds(static_cast<double>(exchange_ns_) * 1e-9);
+  const ExchangeStats& exchange = transformer_->exchange_stats();
+  stats.set_dispatched_copies(exchange.dispatched_copies);
+  stats.set_exchange_bytes(exchange.wire_bytes);
+  const std::vector<uint64_t> load = transformer_->ExpertLoad();
+  stats.mutable_expert_load()->Add(load.begin(), load.end());
+  return stats;
+}
+
+void ModelRuntime::End() {
+  table_.reset();
+  transformer_ = nullptr;
+  absl::MutexLock lock(&mutex_);
+  tp_group_ = nullptr;
+  world_ = nullptr;
+}
+
+void ModelRuntime::Abort(Generation generation) {
+  // Generations end in order, on one thread.
+  aborted_.store(std::max(aborted_.load(), generation));
+  absl::MutexLock lock(&mutex_);
+  if (world_ != nullptr) world_->Abort();
+  if (tp_group_ != nullptr) tp_group_->Abort();
+}
+
+}  // namespace
+
+std::unique_ptr<RankRuntime> MakeModelRuntime(ModelRuntimeOptions options) {
+  return std::make_unique<ModelRuntime>(std::move(options));
+}
+
+}  // namespace conclave::worker
