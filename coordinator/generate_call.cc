@@ -1,0 +1,122 @@
+#include "coordinator/generate_call.h"
+
+#include <utility>
+
+#include "base/grpc_status.h"
+#include "coordinator/raw_request.h"
+#include "proto/conclave/v1/generation.pb.h"
+
+namespace conclave::coordinator {
+
+GenerateCall::GenerateCall(const ServingModel& model, Engine& engine, base::Executor& executor)
+    : model_(model), engine_(engine), executor_(executor) {}
+
+void GenerateCall::Refuse(const absl::Status& status) {
+  self_ = shared_from_this();
+  Finish(base::ToGrpc(status));
+}
+
+void GenerateCall::Start(Request request) {
+  self_ = shared_from_this();
+  {
+    absl::MutexLock lock(&mutex_);
+    builder_.emplace(model_, request);
+  }
+  request.sink = self_;
+  absl::StatusOr<RequestId> id = engine_.Submit(std::move(request));
+  if (!id.ok()) {
+    Finish(base::ToGrpc(id.status()));
+    return;
+  }
+  bool cancelled = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    id_ = *id;
+    submitted_ = true;
+    cancelled = cancelled_;
+  }
+  if (cancelled) engine_.Cancel(*id);
+}
+
+void GenerateCall::OnTokens(std::span<const TokenEvent> tokens) {
+  absl::MutexLock lock(&mutex_);
+  pending_.insert(pending_.end(), tokens.begin(), tokens.end());
+  Schedule();
+}
+
+void GenerateCall::OnHeadLogits(int, int, std::span<const float>) {}
+
+void GenerateCall::OnEnd(const Outcome& outcome) {
+  absl::MutexLock lock(&mutex_);
+  outcome_ = outcome;
+  Schedule();
+}
+
+// mutex_ is held.
+void GenerateCall::Schedule() {
+  if (busy_) return;
+  busy_ = true;
+  executor_.Post([self = shared_from_this()] { self->Pump(); });
+}
+
+// Builds and writes what is pending; called with busy_ set, by one thread at a time.
+void GenerateCall::Pump() {
+  v1::GenerateResponse response;
+  bool write = false;
+  std::optional<grpc::Status> finish;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!broken_ && !last_written_ && !pending_.empty()) {
+      builder_->Append(std::exchange(pending_, {}), &response);
+      write = true;
+    }
+    if (outcome_.has_value() && !finished_) {
+      if (!outcome_->status.ok()) {
+        finish = base::ToGrpc(outcome_->status);
+      } else if (!broken_ && !last_written_) {
+        builder_->Finish(*outcome_, &response);
+        last_written_ = true;
+        write = true;
+      } else {
+        finish = grpc::Status::OK;
+      }
+    }
+    if (write) {
+      finish.reset();  // after the write; OnWriteDone pumps again
+    } else if (finish.has_value()) {
+      finished_ = true;
+    } else {
+      busy_ = false;
+    }
+  }
+  if (write) {
+    written_ = SerializeResponse(response);
+    StartWrite(&written_);
+  } else if (finish.has_value()) {
+    Finish(*finish);
+  }
+}
+
+void GenerateCall::OnWriteDone(bool ok) {
+  if (!ok) {
+    absl::MutexLock lock(&mutex_);
+    broken_ = true;
+    pending_.clear();
+  }
+  Pump();
+}
+
+void GenerateCall::OnCancel() {
+  RequestId id = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    cancelled_ = true;
+    if (!submitted_ || finished_) return;
+    id = id_;
+  }
+  engine_.Cancel(id);
+}
+
+void GenerateCall::OnDone() { self_.reset(); }
+
+}  // namespace conclave::coordinator

@@ -1,0 +1,34 @@
+#ifndef CONCLAVE_COORDINATOR_GENERATION_SERVICE_H_
+#define CONCLAVE_COORDINATOR_GENERATION_SERVICE_H_
+
+#include "base/executor.h"
+#include "coordinator/engine.h"
+#include "coordinator/serving_model.h"
+#include "proto/conclave/v1/generation.grpc.pb.h"
+
+namespace conclave::coordinator {
+
+// Thin: validates, translates, streams. Raw bytes on the wire side, see raw_request.h.
+class GenerationServiceImpl final : public v1::GenerationService::WithRawCallbackMethod_Generate<
+                                        v1::GenerationService::WithRawCallbackMethod_GenerateBatch<
+                                            v1::GenerationService::Service>> {
+ public:
+  // All borrowed.
+  GenerationServiceImpl(const ServingModel& model, Engine& engine, base::Executor& executor)
+      : model_(model), engine_(engine), executor_(executor) {}
+
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* bytes) override;
+  grpc::ServerUnaryReactor* GenerateBatch(grpc::CallbackServerContext* context,
+                                          const grpc::ByteBuffer* bytes,
+                                          grpc::ByteBuffer* response) override;
+
+ private:
+  const ServingModel& model_;
+  Engine& engine_;
+  base::Executor& executor_;
+};
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_GENERATION_SERVICE_H_

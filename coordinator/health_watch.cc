@@ -1,0 +1,42 @@
+#include "coordinator/health_watch.h"
+
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/server.h>
+
+#include <utility>
+
+#include "absl/time/time.h"
+
+namespace conclave::coordinator {
+namespace {
+
+constexpr absl::Duration kInterval = absl::Milliseconds(100);
+
+}  // namespace
+
+HealthWatch::HealthWatch(std::vector<grpc::Server*> servers, std::function<bool()> ready,
+                         std::function<bool()> live)
+    : servers_(std::move(servers)), ready_(std::move(ready)), live_(std::move(live)) {
+  Publish();  // gRPC starts out SERVING: correct it before anybody asks
+  thread_ = std::thread([this] {
+    while (!stopped_.WaitForNotificationWithTimeout(kInterval)) Publish();
+  });
+}
+
+HealthWatch::~HealthWatch() {
+  stopped_.Notify();
+  thread_.join();
+}
+
+void HealthWatch::Publish() {
+  const bool ready = ready_();
+  const bool live = live_();
+  for (grpc::Server* server : servers_) {
+    grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
+    health->SetServingStatus("", ready);
+    health->SetServingStatus("readiness", ready);
+    health->SetServingStatus("liveness", live);
+  }
+}
+
+}  // namespace conclave::coordinator

@@ -1,0 +1,358 @@
+// The public services over a real in-process connection, against an engine that the test plays.
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <thread>
+
+#include "absl/synchronization/mutex.h"
+#include "coordinator/classification_service.h"
+#include "coordinator/cluster_service.h"
+#include "coordinator/generation_service.h"
+#include "coordinator/model_service.h"
+
+namespace conclave::coordinator {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// Keeps what is submitted; the test answers through the sinks.
+class FakeEngine final : public Engine {
+ public:
+  absl::StatusOr<RequestId> Submit(Request request) override {
+    absl::MutexLock lock(&mutex_);
+    if (!refusal.ok()) return refusal;
+    requests_.push_back(std::move(request));
+    return requests_.size();
+  }
+  void Cancel(RequestId id) override {
+    absl::MutexLock lock(&mutex_);
+    cancelled_.push_back(id);
+  }
+  v1::GetClusterResponse Snapshot() override {
+    v1::GetClusterResponse response;
+    response.set_epoch(3);
+    return response;
+  }
+  bool Serving() override { return true; }
+
+  // Waits for the i-th request.
+  Request Wait(size_t i) {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [this, i] { return requests_.size() > i; };
+    mutex_.Await(absl::Condition(&there));
+    return requests_[i];
+  }
+  void WaitForCancel(RequestId id) {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [this, id] {
+      return std::find(cancelled_.begin(), cancelled_.end(), id) != cancelled_.end();
+    };
+    mutex_.Await(absl::Condition(&there));
+  }
+
+  absl::Status refusal;
+
+ private:
+  absl::Mutex mutex_;  // guards both lists
+  std::vector<Request> requests_;
+  std::vector<RequestId> cancelled_;
+};
+
+Outcome Ended(FinishReason reason, int prompt, int completion) {
+  Outcome outcome;
+  outcome.reason = reason;
+  outcome.prompt_tokens = prompt;
+  outcome.completion_tokens = completion;
+  return outcome;
+}
+
+class PublicServicesTest : public ::testing::Test {
+ protected:
+  PublicServicesTest() {
+    ServingModelOptions options;
+    options.dir = "demo/tiny_gpt_oss";
+    options.heads = {{"mood", "demo/tiny_gpt_oss/head_sequence"},
+                     {"ner", "demo/tiny_gpt_oss/head_token"}};
+    absl::StatusOr<ServingModel> model = LoadServingModel(options);
+    EXPECT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+    grpc::ServerBuilder builder;
+    builder.RegisterService(&generation_);
+    builder.RegisterService(&classification_);
+    builder.RegisterService(&model_service_);
+    builder.RegisterService(&cluster_);
+    server_ = builder.BuildAndStart();
+    channel_ = server_->InProcessChannel({});
+  }
+  ~PublicServicesTest() override { server_->Shutdown(); }
+
+  v1::GenerateRequest Prompt(std::initializer_list<uint32_t> ids) {
+    v1::GenerateRequest request;
+    for (uint32_t id : ids) request.mutable_prompt()->mutable_tokens()->add_ids(id);
+    request.mutable_stop()->set_max_tokens(8);
+    return request;
+  }
+
+  ServingModel model_;
+  FakeEngine engine_;
+  base::Executor executor_;
+  GenerationServiceImpl generation_{model_, engine_, executor_};
+  ClassificationServiceImpl classification_{model_, engine_, executor_};
+  ModelServiceImpl model_service_{model_, engine_};
+  ClusterServiceImpl cluster_{engine_};
+  std::unique_ptr<grpc::Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+};
+
+TEST_F(PublicServicesTest, StreamsTokensInOrderAndFinishesOnce) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1, 2, 3}));
+  const Request request = engine_.Wait(0);
+  EXPECT_THAT(request.tokens, ElementsAre(1, 2, 3));
+  std::vector<uint32_t> tokens;
+  v1::GenerateResponse response;
+  request.sink->OnTokens(std::vector<TokenEvent>{{10, 0, {}}});
+  ASSERT_TRUE(reader->Read(&response));  // the first chunk arrives while the request runs
+  EXPECT_FALSE(response.has_finish());
+  tokens.insert(tokens.end(), response.tokens().begin(), response.tokens().end());
+  request.sink->OnTokens(std::vector<TokenEvent>{{11, 0, {}}});
+  request.sink->OnTokens(std::vector<TokenEvent>{{12, 0, {}}});
+  request.sink->OnEnd(Ended(FinishReason::kLength, 3, 3));
+  int finishes = 0;
+  while (reader->Read(&response)) {
+    EXPECT_EQ(finishes, 0) << "a response after the finish";
+    tokens.insert(tokens.end(), response.tokens().begin(), response.tokens().end());
+    finishes += response.has_finish() ? 1 : 0;
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(finishes, 1);
+  EXPECT_EQ(response.finish().reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(response.finish().usage().completion_tokens(), 3);
+  EXPECT_THAT(tokens, ElementsAre(10, 11, 12));
+}
+
+TEST_F(PublicServicesTest, TheStopTokenIsReportedButNotSpelled) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1}));
+  const Request request = engine_.Wait(0);
+  const int letter = model_.tokenizer->Encode("A").front();
+  request.sink->OnTokens(std::vector<TokenEvent>{{letter, 0, {}}, {498, 0, {}}});
+  request.sink->OnEnd(Ended(FinishReason::kStop, 1, 2));
+  std::string text;
+  std::vector<uint32_t> tokens;
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+    text += response.text();
+    tokens.insert(tokens.end(), response.tokens().begin(), response.tokens().end());
+  }
+  EXPECT_EQ(text, "A");
+  EXPECT_THAT(tokens, ElementsAre(letter, 498));
+}
+
+TEST_F(PublicServicesTest, ALostWorkerEndsTheStreamUnavailableAfterWhatWasSent) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1}));
+  const Request request = engine_.Wait(0);
+  request.sink->OnTokens(std::vector<TokenEvent>{{10, 0, {}}});
+  Outcome lost;
+  lost.status = absl::UnavailableError("rank 1 was lost");
+  request.sink->OnEnd(lost);
+  v1::GenerateResponse response;
+  std::vector<uint32_t> tokens;
+  while (reader->Read(&response)) {
+    EXPECT_FALSE(response.has_finish());
+    tokens.insert(tokens.end(), response.tokens().begin(), response.tokens().end());
+  }
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(status.error_message(), "rank 1 was lost");
+  EXPECT_THAT(tokens, ElementsAre(10));
+}
+
+TEST_F(PublicServicesTest, AClientThatGoesAwayCancelsItsRequest) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1}));
+  const Request request = engine_.Wait(0);
+  context.TryCancel();
+  engine_.WaitForCancel(1);
+  request.sink->OnEnd(Ended(FinishReason::kCancelled, 1, 0));
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(PublicServicesTest, TheEnginesRefusalIsTheCallsStatus) {
+  engine_.refusal = absl::ResourceExhaustedError("queue full: 4 of 4");
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1}));
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(PublicServicesTest, InvalidUtf8NamesTheField) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateRequest request = Prompt({});
+  request.mutable_prompt()->set_text("\xFF");
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, request);
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("prompt.text"));
+}
+
+TEST_F(PublicServicesTest, ABatchKeepsTheOrderOfItsRequests) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = Prompt({1});
+  *batch.add_requests() = Prompt({2});
+  v1::GenerateBatchResponse reply;
+  grpc::Status status;
+  std::thread caller([&] {
+    grpc::ClientContext context;
+    status = stub->GenerateBatch(&context, batch, &reply);
+  });
+  const Request second = engine_.Wait(1);
+  const Request first = engine_.Wait(0);
+  second.sink->OnTokens(std::vector<TokenEvent>{{22, 0, {}}});
+  second.sink->OnEnd(Ended(FinishReason::kLength, 1, 1));
+  first.sink->OnTokens(std::vector<TokenEvent>{{11, 0, {}}});
+  first.sink->OnEnd(Ended(FinishReason::kLength, 1, 1));
+  caller.join();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(reply.results_size(), 2);
+  EXPECT_THAT(reply.results(0).tokens(), ElementsAre(11));
+  EXPECT_THAT(reply.results(1).tokens(), ElementsAre(22));
+}
+
+TEST_F(PublicServicesTest, OneFailureCancelsTheRestOfABatch) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = Prompt({1});
+  *batch.add_requests() = Prompt({2});
+  v1::GenerateBatchResponse reply;
+  grpc::Status status;
+  std::thread caller([&] {
+    grpc::ClientContext context;
+    status = stub->GenerateBatch(&context, batch, &reply);
+  });
+  const Request second = engine_.Wait(1);
+  Outcome lost;
+  lost.status = absl::UnavailableError("gone");
+  second.sink->OnEnd(lost);
+  engine_.WaitForCancel(1);
+  engine_.Wait(0).sink->OnEnd(Ended(FinishReason::kCancelled, 1, 0));
+  caller.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(PublicServicesTest, ASequenceHeadReadsTheLastTokenThatIsNotPadding) {
+  auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ClassifySequenceRequest request;
+  for (uint32_t id : {5, 6, 497}) request.add_inputs()->mutable_tokens()->add_ids(id);
+  v1::Prompt* padded = request.add_inputs();
+  for (uint32_t id : {5, 6, 497, 497}) padded->mutable_tokens()->add_ids(id);
+  request.set_head("mood");
+  v1::ClassifySequenceResponse reply;
+  grpc::Status status;
+  std::thread caller([&] {
+    grpc::ClientContext context;
+    status = stub->ClassifySequence(&context, request, &reply);
+  });
+  const Request last = engine_.Wait(3);
+  EXPECT_EQ(last.max_tokens, 0);
+  ASSERT_EQ(last.heads.size(), 1);
+  EXPECT_EQ(last.heads[0].first, 1);
+  EXPECT_EQ(last.heads[0].count, 1);
+  for (size_t i = 0; i < 4; ++i) {
+    const Request input = engine_.Wait(i);
+    input.sink->OnHeadLogits(0, 0, std::vector<float>{0, std::log(2.0F), 0});
+    input.sink->OnEnd(Ended(FinishReason::kHeads, 1, 0));
+  }
+  caller.join();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(reply.results_size(), 4);
+  EXPECT_EQ(reply.results(0).labels(1).label(), "neutral");
+  EXPECT_NEAR(reply.results(0).labels(1).score(), 0.5, 1e-6);
+}
+
+TEST_F(PublicServicesTest, TokenLabelsCoverTheTextByteForByte) {
+  auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ClassifyTokensRequest request;
+  request.add_inputs()->set_text("hé!");
+  v1::ClassifyTokensResponse reply;
+  grpc::Status status;
+  std::thread caller([&] {
+    grpc::ClientContext context;
+    status = stub->ClassifyTokens(&context, request, &reply);
+  });
+  const Request input = engine_.Wait(0);
+  const size_t n = input.tokens.size();
+  for (size_t i = 0; i < n; ++i) {  // in pieces, as chunks give them
+    input.sink->OnHeadLogits(1, static_cast<int>(i), std::vector<float>{0, 3, 0, 0, 0});
+  }
+  input.sink->OnEnd(Ended(FinishReason::kHeads, static_cast<int>(n), 0));
+  caller.join();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  const v1::TokenClassification& result = reply.results(0);
+  ASSERT_EQ(result.tokens_size(), static_cast<int>(n));
+  uint32_t byte = 0;
+  for (const v1::TokenLabel& token : result.tokens()) {
+    EXPECT_EQ(token.start_byte(), byte);
+    EXPECT_EQ(token.label(), "B-PER");
+    byte = token.end_byte();
+  }
+  EXPECT_EQ(byte, 4);
+}
+
+TEST_F(PublicServicesTest, AnUnknownHeadListsTheHeads) {
+  auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ClassifySequenceRequest request;
+  request.set_head("nope");
+  request.add_inputs()->set_text("x");
+  v1::ClassifySequenceResponse reply;
+  grpc::ClientContext context;
+  const grpc::Status status = stub->ClassifySequence(&context, request, &reply);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("mood"));
+}
+
+TEST_F(PublicServicesTest, ModelAndTokenizerAnswer) {
+  auto stub = v1::ModelService::NewStub(channel_);
+  v1::GetModelResponse model;
+  grpc::ClientContext get;
+  ASSERT_TRUE(stub->GetModel(&get, {}, &model).ok());
+  EXPECT_EQ(model.name(), "tiny_gpt_oss");
+  EXPECT_EQ(model.vocab_size(), 512);
+  EXPECT_EQ(model.heads_size(), 2);
+  v1::TokenizeRequest request;
+  request.set_text("hi <|start|>");
+  v1::TokenizeResponse ids;
+  grpc::ClientContext tokenize;
+  ASSERT_TRUE(stub->Tokenize(&tokenize, request, &ids).ok());
+  v1::DetokenizeRequest back;
+  *back.mutable_ids() = ids.ids();
+  v1::DetokenizeResponse text;
+  grpc::ClientContext detokenize;
+  ASSERT_TRUE(stub->Detokenize(&detokenize, back, &text).ok());
+  EXPECT_EQ(text.text(), "hi <|start|>");
+  back.add_ids(512);
+  grpc::ClientContext bad;
+  EXPECT_THAT(stub->Detokenize(&bad, back, &text).error_message(), HasSubstr("is 512"));
+}
+
+}  // namespace
+}  // namespace conclave::coordinator

@@ -1,0 +1,49 @@
+#include "coordinator/raw_request.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "proto/conclave/v1/generation.pb.h"
+
+namespace conclave::coordinator {
+namespace {
+
+using ::testing::HasSubstr;
+
+grpc::ByteBuffer Bytes(const std::string& text) {
+  grpc::Slice slice(text);
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+TEST(ParseRequestTest, RoundTripsAMessage) {
+  v1::GenerateRequest request;
+  request.mutable_prompt()->set_text("grüße");
+  v1::GenerateRequest parsed;
+  ASSERT_TRUE(ParseRequest(SerializeResponse(request), &parsed).ok());
+  EXPECT_EQ(parsed.prompt().text(), "grüße");
+}
+
+TEST(ParseRequestTest, NamesTheFieldWhoseTextIsNotUtf8) {
+  v1::GenerateBatchRequest request;
+  request.add_requests()->mutable_prompt()->set_text("fine");
+  request.add_requests()->mutable_prompt()->set_text("\xC3(");
+  v1::GenerateBatchRequest parsed;
+  const absl::Status status = ParseRequest(SerializeResponse(request), &parsed);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("requests[1].prompt.text"));
+}
+
+TEST(ParseRequestTest, RefusesBytesThatAreNoMessage) {
+  v1::GenerateRequest parsed;
+  const absl::Status status = ParseRequest(Bytes("\xFF\xFF\xFF"), &parsed);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("conclave.v1.GenerateRequest"));
+}
+
+TEST(ParseRequestTest, AnEmptyBufferIsTheEmptyMessage) {
+  v1::GenerateRequest parsed;
+  EXPECT_TRUE(ParseRequest(Bytes(""), &parsed).ok());
+}
+
+}  // namespace
+}  // namespace conclave::coordinator

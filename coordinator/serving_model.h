@@ -1,0 +1,63 @@
+#ifndef CONCLAVE_COORDINATOR_SERVING_MODEL_H_
+#define CONCLAVE_COORDINATOR_SERVING_MODEL_H_
+
+// What is served, as the public services see it: configuration, tokenizer, heads, limits. Made once
+// at start-up, immutable, shared by all services.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/engine.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+
+namespace conclave::coordinator {
+
+// Entries of a list of most likely tokens (GenerateRequest.logprobs), as wide as the sampler's
+// rows.
+inline constexpr uint32_t kMaxLogprobs = 20;
+
+struct ServingLimits {
+  int max_running = 0;
+  int max_queued = 0;
+  int max_step_tokens = 0;
+};
+
+struct ServingModel {
+  std::string name;  // last component of the folder
+  std::string dir;
+  model::Config config;
+  // Null when the folder has none: then only token inputs are served.
+  std::shared_ptr<const model::Tokenizer> tokenizer;
+  std::shared_ptr<const model::Checkpoint> checkpoint;  // headers only
+  std::vector<Head> heads;
+  ServingLimits limits;
+  bool allow_forced_routing = false;
+
+  bool can_generate() const { return config.architecture == model::Architecture::kCausalLm; }
+};
+
+struct ServingModelOptions {
+  std::string dir;
+  std::string tokenizer;                                   // file; empty: `dir`/tokenizer.json
+  std::vector<std::pair<std::string, std::string>> heads;  // name, folder
+  ServingLimits limits;
+  bool allow_forced_routing = false;
+};
+
+// Reads config, headers, tokenizer and heads; refuses what cannot be served, with file and field.
+absl::StatusOr<ServingModel> LoadServingModel(const ServingModelOptions& options);
+
+// Index in `model.heads` of the head a request names (may be empty when there is just one of
+// `kind`). INVALID_ARGUMENT listing the heads, FAILED_PRECONDITION when there is none of `kind`.
+absl::StatusOr<int> FindHead(const ServingModel& model, model::Architecture kind,
+                             const std::string& name);
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_SERVING_MODEL_H_

@@ -1,0 +1,181 @@
+#include "coordinator/translate.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "base/status_macros.h"
+
+namespace conclave::coordinator {
+namespace {
+
+constexpr float kMaxTemperature = 100.0F;
+
+template <typename... Args>
+absl::Status Invalid(fmt::format_string<Args...> format, Args&&... args) {
+  return absl::InvalidArgumentError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+absl::StatusOr<std::vector<int32_t>> CheckIds(const ServingModel& model, const v1::TokenIds& ids,
+                                              const std::string& field) {
+  std::vector<int32_t> tokens(ids.ids().begin(), ids.ids().end());
+  for (int i = 0; i < ids.ids_size(); ++i) {
+    if (ids.ids(i) >= static_cast<uint32_t>(model.config.vocab_size)) {
+      return Invalid("{}.tokens.ids[{}] is {}: token ids are in [0, {})", field, i, ids.ids(i),
+                     model.config.vocab_size);
+    }
+  }
+  return tokens;
+}
+
+absl::StatusOr<std::vector<int32_t>> EncodeText(const ServingModel& model, const std::string& text,
+                                                const std::string& field) {
+  if (model.tokenizer == nullptr) {
+    return absl::FailedPreconditionError(fmt::format(
+        "{}.text: the model folder has no tokenizer.json; send token ids, or start the server with "
+        "--tokenizer FILE",
+        field));
+  }
+  return model.tokenizer->Encode(text);
+}
+
+// Range check that also catches NaN.
+absl::Status CheckRange(const std::string& field, float value, float low, float high,
+                        const char* range) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return Invalid("{} is {}: it is in {}", field, value, range);
+}
+
+absl::Status TranslateSampling(const v1::SamplingParams& params, const std::string& prefix,
+                               int vocab_size, internal::v1::Sampling& out) {
+  const float temperature = params.has_temperature() ? params.temperature() : 1.0F;
+  const float top_p = params.has_top_p() ? params.top_p() : 1.0F;
+  RETURN_IF_ERROR(
+      CheckRange(prefix + "sampling.temperature", temperature, 0.0F, kMaxTemperature, "[0, 100]"));
+  if (top_p == 0.0F) return Invalid("{}sampling.top_p is 0: it is in (0, 1]", prefix);
+  RETURN_IF_ERROR(CheckRange(prefix + "sampling.top_p", top_p, 0.0F, 1.0F, "(0, 1]"));
+  RETURN_IF_ERROR(CheckRange(prefix + "sampling.min_p", params.min_p(), 0.0F, 1.0F, "[0, 1]"));
+  out.set_temperature(temperature);
+  out.set_top_p(top_p);
+  out.set_min_p(params.min_p());
+  out.set_top_k(std::min(params.top_k(), static_cast<uint32_t>(vocab_size)));
+  out.set_seed(params.has_seed() ? params.seed() : std::random_device()());
+  return absl::OkStatus();
+}
+
+absl::Status TranslateLogprobs(const v1::GenerateRequest& request, const std::string& prefix,
+                               internal::v1::Sampling& out) {
+  out.set_logprobs(-1);
+  if (!request.has_logprobs()) return absl::OkStatus();
+  if (request.logprobs() > kMaxLogprobs) {
+    return Invalid("{}logprobs is {}: at most {}", prefix, request.logprobs(), kMaxLogprobs);
+  }
+  out.set_logprobs(static_cast<int32_t>(request.logprobs()));
+  return absl::OkStatus();
+}
+
+absl::Status TranslateStop(const ServingModel& model, const v1::StopParams& stop,
+                           const std::string& prefix, Request& out) {
+  if (stop.max_tokens() == 0) return Invalid("{}stop.max_tokens is 0: at least 1", prefix);
+  // The engine ends at the context length anyway; this keeps the number in range.
+  out.max_tokens = static_cast<int>(
+      std::min(stop.max_tokens(), static_cast<uint32_t>(model.config.context_length)));
+  out.ignore_eos = stop.ignore_eos();
+  for (int i = 0; i < stop.stop_token_ids_size(); ++i) {
+    const uint32_t id = stop.stop_token_ids(i);
+    if (id >= static_cast<uint32_t>(model.config.vocab_size)) {
+      return Invalid("{}stop.stop_token_ids[{}] is {}: token ids are in [0, {})", prefix, i, id,
+                     model.config.vocab_size);
+    }
+    out.stop_token_ids.push_back(static_cast<int>(id));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TranslateForcedRouting(const ServingModel& model, const v1::ForcedRouting& forced,
+                                    const std::string& prefix, Request& out) {
+  if (!model.allow_forced_routing) {
+    return absl::FailedPreconditionError(
+        fmt::format("{}forced_routing needs a server started with --allow-forced-routing", prefix));
+  }
+  const model::Config& config = model.config;
+  const int per_position = config.num_layers * config.experts_per_token;
+  if (forced.expert_ids_size() % per_position != 0) {
+    return Invalid("{}forced_routing.expert_ids has {} entries: a multiple of {} layers x {}",
+                   prefix, forced.expert_ids_size(), config.num_layers, config.experts_per_token);
+  }
+  for (int i = 0; i < forced.expert_ids_size(); ++i) {
+    if (forced.expert_ids(i) >= static_cast<uint32_t>(config.num_experts)) {
+      return Invalid("{}forced_routing.expert_ids[{}] is {}: expert ids are in [0, {})", prefix, i,
+                     forced.expert_ids(i), config.num_experts);
+    }
+  }
+  for (int i = 0; i < forced.expert_ids_size(); i += config.experts_per_token) {
+    std::vector<uint32_t> ids(forced.expert_ids().begin() + i,
+                              forced.expert_ids().begin() + i + config.experts_per_token);
+    std::sort(ids.begin(), ids.end());
+    if (std::adjacent_find(ids.begin(), ids.end()) != ids.end()) {
+      return Invalid("{}forced_routing.expert_ids[{}]: an expert is chosen twice", prefix, i);
+    }
+  }
+  out.forced_expert_ids.assign(forced.expert_ids().begin(), forced.expert_ids().end());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
+                                                     const v1::Prompt& prompt,
+                                                     const std::string& field, int max_tokens) {
+  absl::StatusOr<std::vector<int32_t>> tokens;
+  switch (prompt.kind_case()) {
+    case v1::Prompt::kText:
+      tokens = EncodeText(model, prompt.text(), field);
+      break;
+    case v1::Prompt::kTokens:
+      tokens = CheckIds(model, prompt.tokens(), field);
+      break;
+    case v1::Prompt::KIND_NOT_SET:
+      return Invalid("{} is empty: set text or tokens", field);
+  }
+  RETURN_IF_ERROR(tokens.status());
+  if (tokens->empty()) return Invalid("{} is empty: at least one token", field);
+  if (tokens->size() > static_cast<size_t>(max_tokens)) {
+    return Invalid("{} has {} tokens: at most {} with a context of {}", field, tokens->size(),
+                   max_tokens, model.config.context_length);
+  }
+  return tokens;
+}
+
+absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
+                                          const v1::GenerateRequest& request,
+                                          const std::string& prefix) {
+  if (!model.can_generate()) {
+    return absl::FailedPreconditionError(
+        "this checkpoint has no language-model head: it classifies but cannot generate");
+  }
+  Request out;
+  // A prompt that fills the context leaves no room for a token.
+  ASSIGN_OR_RETURN(out.tokens, TranslatePrompt(model, request.prompt(), prefix + "prompt",
+                                               model.config.context_length - 1));
+  RETURN_IF_ERROR(
+      TranslateSampling(request.sampling(), prefix, model.config.vocab_size, out.sampling));
+  RETURN_IF_ERROR(TranslateLogprobs(request, prefix, out.sampling));
+  RETURN_IF_ERROR(TranslateStop(model, request.stop(), prefix, out));
+  if (request.has_forced_routing()) {
+    RETURN_IF_ERROR(TranslateForcedRouting(model, request.forced_routing(), prefix, out));
+  }
+  return out;
+}
+
+bool IsStopToken(const ServingModel& model, const Request& request, int token) {
+  const auto contains = [token](const std::vector<int>& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  return (!request.ignore_eos && contains(model.config.eos_token_ids)) ||
+         contains(request.stop_token_ids);
+}
+
+}  // namespace conclave::coordinator

@@ -1,0 +1,33 @@
+#ifndef CONCLAVE_COORDINATOR_TRANSLATE_H_
+#define CONCLAVE_COORDINATOR_TRANSLATE_H_
+
+// Requests of the public API to domain types. Everything a client can get wrong is found here:
+// INVALID_ARGUMENT names the field, as a path from the request, and the number.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/engine.h"
+#include "coordinator/serving_model.h"
+#include "proto/conclave/v1/generation.pb.h"
+
+namespace conclave::coordinator {
+
+// Token ids of `prompt`, at least one and at most `max_tokens` of them. `field` is its path.
+absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
+                                                     const v1::Prompt& prompt,
+                                                     const std::string& field, int max_tokens);
+
+// All but the sink and the deadline. `prefix` is the request's path ("" or "requests[3].").
+absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
+                                          const v1::GenerateRequest& request,
+                                          const std::string& prefix);
+
+// Whether `token` ends a sequence of `request`; its text is then not part of the reply.
+bool IsStopToken(const ServingModel& model, const Request& request, int token);
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_TRANSLATE_H_

@@ -1,0 +1,166 @@
+#include "coordinator/translate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+namespace conclave::coordinator {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+ServingModel Model() {
+  ServingModel model;
+  model.config.architecture = model::Architecture::kCausalLm;
+  model.config.vocab_size = 512;
+  model.config.context_length = 16;
+  model.config.num_layers = 2;
+  model.config.num_experts = 8;
+  model.config.experts_per_token = 2;
+  model.config.eos_token_ids = {498, 497};
+  return model;
+}
+
+v1::GenerateRequest Good() {
+  v1::GenerateRequest request;
+  for (uint32_t id : {1, 2, 3}) request.mutable_prompt()->mutable_tokens()->add_ids(id);
+  request.mutable_stop()->set_max_tokens(4);
+  return request;
+}
+
+std::string Refusal(const v1::GenerateRequest& request, const ServingModel& model = Model()) {
+  const absl::StatusOr<Request> translated = TranslateGenerate(model, request, "");
+  if (translated.ok()) return "accepted";
+  EXPECT_EQ(translated.status().code(), absl::StatusCode::kInvalidArgument);
+  return std::string(translated.status().message());
+}
+
+TEST(TranslateTest, FillsDefaults) {
+  const absl::StatusOr<Request> request = TranslateGenerate(Model(), Good(), "");
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->tokens, (std::vector<int32_t>{1, 2, 3}));
+  EXPECT_EQ(request->max_tokens, 4);
+  EXPECT_EQ(request->sampling.temperature(), 1.0F);
+  EXPECT_EQ(request->sampling.top_p(), 1.0F);
+  EXPECT_EQ(request->sampling.logprobs(), -1);
+}
+
+TEST(TranslateTest, MaxTokensPastTheContextIsCutNotRefused) {
+  v1::GenerateRequest request = Good();
+  request.mutable_stop()->set_max_tokens(std::numeric_limits<uint32_t>::max());
+  const absl::StatusOr<Request> translated = TranslateGenerate(Model(), request, "");
+  ASSERT_TRUE(translated.ok());
+  EXPECT_EQ(translated->max_tokens, 16);
+}
+
+TEST(TranslateTest, PromptMustHaveAToken) {
+  v1::GenerateRequest request = Good();
+  request.clear_prompt();
+  EXPECT_THAT(Refusal(request), HasSubstr("prompt is empty"));
+  request.mutable_prompt()->mutable_tokens();
+  EXPECT_THAT(Refusal(request), HasSubstr("prompt is empty"));
+}
+
+TEST(TranslateTest, TokenIdOutOfRangeIsNamedWithItsIndex) {
+  v1::GenerateRequest request = Good();
+  request.mutable_prompt()->mutable_tokens()->add_ids(512);
+  EXPECT_THAT(Refusal(request), AllOf(HasSubstr("prompt.tokens.ids[3]"), HasSubstr("512")));
+}
+
+TEST(TranslateTest, PromptThatFillsTheContextIsRefusedAndOneTokenLessIsNot) {
+  v1::GenerateRequest request = Good();
+  while (request.prompt().tokens().ids_size() < 15) {
+    request.mutable_prompt()->mutable_tokens()->add_ids(7);
+  }
+  EXPECT_EQ(Refusal(request), "accepted");
+  request.mutable_prompt()->mutable_tokens()->add_ids(7);
+  EXPECT_THAT(Refusal(request), AllOf(HasSubstr("prompt has 16 tokens"), HasSubstr("15")));
+}
+
+TEST(TranslateTest, MaxTokensZeroIsRefused) {
+  v1::GenerateRequest request = Good();
+  request.mutable_stop()->set_max_tokens(0);
+  EXPECT_THAT(Refusal(request), HasSubstr("stop.max_tokens is 0"));
+}
+
+TEST(TranslateTest, SamplingOutOfRangeIsNamed) {
+  for (float bad : {-0.5F, 101.0F, std::numeric_limits<float>::quiet_NaN(),
+                    std::numeric_limits<float>::infinity()}) {
+    v1::GenerateRequest request = Good();
+    request.mutable_sampling()->set_temperature(bad);
+    EXPECT_THAT(Refusal(request), HasSubstr("sampling.temperature")) << bad;
+  }
+  for (float bad : {0.0F, -0.1F, 1.1F, std::numeric_limits<float>::quiet_NaN()}) {
+    v1::GenerateRequest request = Good();
+    request.mutable_sampling()->set_top_p(bad);
+    EXPECT_THAT(Refusal(request), HasSubstr("sampling.top_p")) << bad;
+  }
+  for (float bad : {-0.1F, 1.1F, std::numeric_limits<float>::quiet_NaN()}) {
+    v1::GenerateRequest request = Good();
+    request.mutable_sampling()->set_min_p(bad);
+    EXPECT_THAT(Refusal(request), HasSubstr("sampling.min_p")) << bad;
+  }
+}
+
+TEST(TranslateTest, LogprobsAndStopIdsOutOfRangeAreNamed) {
+  v1::GenerateRequest request = Good();
+  request.set_logprobs(21);
+  EXPECT_THAT(Refusal(request), HasSubstr("logprobs is 21"));
+  request = Good();
+  request.mutable_stop()->add_stop_token_ids(600);
+  EXPECT_THAT(Refusal(request), HasSubstr("stop.stop_token_ids[0] is 600"));
+}
+
+TEST(TranslateTest, ForcedRoutingNeedsTheFlagAndValidExperts) {
+  v1::GenerateRequest request = Good();
+  for (uint32_t id : {0, 1, 2, 3}) request.mutable_forced_routing()->add_expert_ids(id);
+  EXPECT_EQ(TranslateGenerate(Model(), request, "").status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  ServingModel model = Model();
+  model.allow_forced_routing = true;
+  EXPECT_EQ(Refusal(request, model), "accepted");
+  request.mutable_forced_routing()->set_expert_ids(1, 8);
+  EXPECT_THAT(Refusal(request, model), HasSubstr("forced_routing.expert_ids[1] is 8"));
+  request.mutable_forced_routing()->set_expert_ids(1, 0);
+  EXPECT_THAT(Refusal(request, model), HasSubstr("twice"));
+  request.mutable_forced_routing()->add_expert_ids(0);
+  EXPECT_THAT(Refusal(request, model), HasSubstr("5 entries"));
+}
+
+TEST(TranslateTest, StopTokensAreTheModelsUnlessIgnoredAndTheRequestsAlways) {
+  Request request;
+  request.stop_token_ids = {5};
+  EXPECT_TRUE(IsStopToken(Model(), request, 498));
+  EXPECT_TRUE(IsStopToken(Model(), request, 5));
+  EXPECT_FALSE(IsStopToken(Model(), request, 6));
+  request.ignore_eos = true;
+  EXPECT_FALSE(IsStopToken(Model(), request, 498));
+  EXPECT_TRUE(IsStopToken(Model(), request, 5));
+}
+
+void AddHead(ServingModel& model, const std::string& name, model::Architecture kind) {
+  Head head;
+  head.name = name;
+  head.config.kind = kind;
+  model.heads.push_back(head);
+}
+
+TEST(FindHeadTest, ListsTheHeadsOfTheKind) {
+  ServingModel model = Model();
+  EXPECT_EQ(FindHead(model, model::Architecture::kSequenceClassification, "x").status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  AddHead(model, "mood", model::Architecture::kSequenceClassification);
+  AddHead(model, "topic", model::Architecture::kSequenceClassification);
+  AddHead(model, "ner", model::Architecture::kTokenClassification);
+  const auto missing = FindHead(model, model::Architecture::kSequenceClassification, "ner");
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(missing.status().message()), HasSubstr("mood, topic"));
+  EXPECT_EQ(*FindHead(model, model::Architecture::kSequenceClassification, "topic"), 1);
+  EXPECT_EQ(*FindHead(model, model::Architecture::kTokenClassification, ""), 2);
+  EXPECT_FALSE(FindHead(model, model::Architecture::kSequenceClassification, "").ok());
+}
+
+}  // namespace
+}  // namespace conclave::coordinator

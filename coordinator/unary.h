@@ -1,0 +1,32 @@
+#ifndef CONCLAVE_COORDINATOR_UNARY_H_
+#define CONCLAVE_COORDINATOR_UNARY_H_
+
+// A unary call that is answered at once, on gRPC's thread.
+
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include "absl/status/status.h"
+#include "base/grpc_status.h"
+#include "coordinator/raw_request.h"
+
+namespace conclave::coordinator {
+
+// Parses `bytes`, calls answer(request, &reply) -> absl::Status, and finishes the call.
+template <typename RequestProto, typename ReplyProto, typename Answer>
+grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response,
+                                      Answer answer) {
+  RequestProto request;
+  ReplyProto reply;
+  absl::Status status = ParseRequest(bytes, &request);
+  if (status.ok()) status = answer(request, &reply);
+  if (status.ok()) *response = SerializeResponse(reply);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(base::ToGrpc(status));
+  return reactor;
+}
+
+}  // namespace conclave::coordinator
+
+#endif  // CONCLAVE_COORDINATOR_UNARY_H_

@@ -1,0 +1,179 @@
+// Guarantee 4: greedy output does not depend on the number of ranks, the parallel shape, chunked
+// prefill, the exchange mode or what else is in the batch. Real processes over Gloo.
+//
+// By default a pairwise cover of shape, chunk length and exchange mode; with CONCLAVE_FULL=1 their
+// whole product; under sanitizers three shapes.
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "proto/conclave/v1/classification.grpc.pb.h"
+#include "tests/e2e/golden.h"
+#include "tests/e2e/server.h"
+
+namespace conclave::tests {
+namespace {
+
+struct Variant {
+  int dp = 1;
+  int tp = 1;
+  int chunk = 0;  // tokens of a prefill chunk; 0: the whole prompt
+  std::string exchange = "auto";
+};
+
+std::string Name(const Variant& v) {
+  return "dp" + std::to_string(v.dp) + "_tp" + std::to_string(v.tp) + "_chunk" +
+         (v.chunk == 0 ? "whole" : std::to_string(v.chunk)) + "_" + v.exchange;
+}
+
+bool IsSet(const char* name) { return std::getenv(name) != nullptr; }
+
+std::vector<std::pair<int, int>> Shapes() {
+  if (IsSet("CONCLAVE_SANITIZER")) return {{1, 1}, {3, 1}, {2, 2}};
+  return {{1, 1}, {2, 1}, {3, 1}, {4, 1}, {8, 1}, {1, 2}, {2, 2}, {4, 2}};
+}
+
+std::vector<Variant> Variants() {
+  const std::vector<int> chunks = {0, 1, 7, 64};
+  const std::vector<std::string> modes = {"fixed", "exact"};
+  const bool sanitized = IsSet("CONCLAVE_SANITIZER");
+  std::vector<Variant> variants;
+  const auto shapes = Shapes();
+  for (size_t s = 0; s < shapes.size(); ++s) {
+    for (size_t c = 0; c < chunks.size(); ++c) {
+      for (size_t m = 0; m < modes.size(); ++m) {
+        // Every pair of values is met: (shape, chunk) always, the mode alternates along both.
+        const bool covered = (s + c) % modes.size() == m && (!sanitized || (s + c) % 2 == 0);
+        if (!covered && !IsSet("CONCLAVE_FULL")) continue;
+        variants.push_back({shapes[s].first, shapes[s].second, chunks[c], modes[m]});
+      }
+    }
+  }
+  if (!sanitized) {
+    for (int chunk : chunks) variants.push_back({1, 2, chunk, "replicated"});
+  }
+  return variants;
+}
+
+ServerOptions Options(const Variant& v) {
+  ServerOptions options;
+  options.workers = v.dp * v.tp;
+  options.dp = v.dp;
+  options.tp = v.tp;
+  options.args = {"--exchange", v.exchange,
+                  "--head",     "mood=demo/tiny_gpt_oss/head_sequence",
+                  "--head",     "ner=demo/tiny_gpt_oss/head_token"};
+  if (v.chunk > 0) {
+    options.args.insert(options.args.end(), {"--prefill-chunk", std::to_string(v.chunk)});
+  }
+  return options;
+}
+
+constexpr int kNewTokens = 24;
+
+// What one rank generates for the random prompts, whole prompts, one at a time.
+const std::vector<Tokens>& Reference(const std::vector<Tokens>& prompts) {
+  static const std::vector<Tokens> reference = [&prompts] {
+    Server server(Options({}));
+    EXPECT_TRUE(server.WaitServing()) << server.log();
+    std::vector<Tokens> all;
+    for (const Tokens& prompt : prompts) {
+      auto tokens = GenerateOne(server.channel(), GreedyRequest(prompt, kNewTokens));
+      EXPECT_TRUE(tokens.ok()) << tokens.status();
+      all.push_back(tokens.ok() ? *tokens : Tokens());
+    }
+    return all;
+  }();
+  return reference;
+}
+
+void ExpectClose(const google::protobuf::RepeatedField<float>& found,
+                 const std::vector<float>& wanted) {
+  ASSERT_EQ(found.size(), static_cast<int>(wanted.size()));
+  for (int i = 0; i < found.size(); ++i) {
+    EXPECT_NEAR(found[i], wanted[i], 1e-4 * std::max(1.0F, std::abs(wanted[i])));
+  }
+}
+
+nlohmann::json Goldens(const std::string& file) {
+  std::ifstream stream("tests/goldens/" + file);
+  return nlohmann::json::parse(stream);
+}
+
+void ExpectSequenceGoldens(const Server& server) {
+  v1::ClassifySequenceRequest request;
+  request.set_head("mood");
+  const nlohmann::json goldens = Goldens("goldens_sequence_classification.json");
+  for (const auto& item : goldens["cases"]) {
+    const auto ids = item["ids"].get<Tokens>();
+    request.add_inputs()->mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
+  }
+  v1::ClassifySequenceResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status = v1::ClassificationService::NewStub(server.channel())
+                                  ->ClassifySequence(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  for (int i = 0; i < response.results_size(); ++i) {
+    google::protobuf::RepeatedField<float> logits;
+    for (const auto& label : response.results(i).labels()) logits.Add(label.logit());
+    ExpectClose(logits, goldens["cases"][i]["logits"].get<std::vector<float>>());
+  }
+}
+
+void ExpectTokenGoldens(const Server& server) {
+  v1::ClassifyTokensRequest request;
+  const nlohmann::json goldens = Goldens("goldens_token_classification.json");
+  for (const auto& item : goldens["cases"]) {
+    const auto ids = item["ids"].get<Tokens>();
+    request.add_inputs()->mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
+  }
+  v1::ClassifyTokensResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status = v1::ClassificationService::NewStub(server.channel())
+                                  ->ClassifyTokens(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  for (int i = 0; i < response.results_size(); ++i) {
+    const auto wanted = goldens["cases"][i]["logits"].get<std::vector<std::vector<float>>>();
+    ASSERT_EQ(response.results(i).tokens_size(), static_cast<int>(wanted.size()));
+    for (size_t t = 0; t < wanted.size(); ++t) {
+      ExpectClose(response.results(i).tokens(static_cast<int>(t)).logits(), wanted[t]);
+    }
+  }
+}
+
+class ShapesTest : public ::testing::TestWithParam<Variant> {};
+
+TEST_P(ShapesTest, GreedyOutputAndHeadLogitsAreThoseOfOneRank) {
+  const std::vector<Tokens> random = RandomPrompts(32, 232);
+  const std::vector<Tokens>& reference = Reference(random);
+  Server server(Options(GetParam()));
+  ASSERT_TRUE(server.WaitServing()) << server.log();
+
+  std::vector<Tokens> prompts;
+  std::vector<Tokens> wanted;
+  for (const GoldenCase& golden : LoadGoldens()) {
+    auto alone = GenerateOne(server.channel(), GreedyRequest(golden.prompt, kNewTokens));
+    ASSERT_TRUE(alone.ok()) << alone.status() << "\n" << server.log();
+    EXPECT_EQ(*alone, golden.greedy) << "alone, prompt of " << golden.prompt.size();
+    prompts.push_back(golden.prompt);
+    wanted.push_back(golden.greedy);
+  }
+  prompts.insert(prompts.end(), random.begin(), random.end());
+  wanted.insert(wanted.end(), reference.begin(), reference.end());
+  const auto together = GenerateTogether(server.channel(), prompts, kNewTokens);
+  ASSERT_TRUE(together.ok()) << together.status() << "\n" << server.log();
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    EXPECT_EQ((*together)[i], wanted[i]) << "in the batch, prompt of " << prompts[i].size();
+  }
+  ExpectSequenceGoldens(server);
+  ExpectTokenGoldens(server);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cover, ShapesTest, ::testing::ValuesIn(Variants()),
+                         [](const auto& variant) { return Name(variant.param); });
+
+}  // namespace
+}  // namespace conclave::tests
