@@ -18,6 +18,9 @@
 namespace conclave::worker {
 namespace {
 
+using goldens::LogSumExp;
+using goldens::RelativeL2;
+
 constexpr auto kMode = internal::v1::EXCHANGE_MODE_UNSPECIFIED;
 constexpr int kWhole = 256;  // a chunk that takes any prompt of the tiny model
 
@@ -30,27 +33,10 @@ std::unique_ptr<TransformerHarness> OneRank() {
   return harness.ok() ? *std::move(harness) : nullptr;
 }
 
-double RelativeL2(std::span<const float> got, std::span<const float> want) {
-  double error = 0;
-  double norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
-    norm += double{want[i]} * want[i];
-  }
-  return std::sqrt(error / norm);
-}
-
 double Norm(std::span<const float> values) {
   double sum = 0;
   for (float value : values) sum += double{value} * value;
   return std::sqrt(sum);
-}
-
-double LogSumExp(std::span<const float> logits) {
-  const float most = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (float logit : logits) sum += std::exp(double{logit} - most);
-  return most + std::log(sum);
 }
 
 class TransformerTest : public testing::Test {

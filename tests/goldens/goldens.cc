@@ -1,5 +1,7 @@
 #include "tests/goldens/goldens.h"
 
+#include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -53,6 +55,24 @@ std::vector<Classification> LoadTokenClassifications() {
     json.at("logits").get_to(golden.logits);
   }
   return out;
+}
+
+double RelativeL2(std::span<const float> got, std::span<const float> want) {
+  CONCLAVE_CHECK(got.size() == want.size());
+  double error = 0;
+  double norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
+    norm += double{want[i]} * want[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+double LogSumExp(std::span<const float> logits) {
+  const float most = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (float logit : logits) sum += std::exp(double{logit} - most);
+  return most + std::log(sum);
 }
 
 std::string TinyModelDir() { return "demo/tiny_gpt_oss"; }

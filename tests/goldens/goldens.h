@@ -4,6 +4,7 @@
 // Expected outputs of demo/tiny_gpt_oss, made with Transformers' GptOssFor* in float32 (eager).
 // Targets that depend on this get the files and the checkpoint in their runfiles.
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,10 @@ struct Classification {
 std::vector<Generation> LoadGenerations();
 std::vector<Classification> LoadSequenceClassifications();
 std::vector<Classification> LoadTokenClassifications();
+
+// Measures of agreement: |got - want| / |want|, and log(sum(exp(logits))).
+double RelativeL2(std::span<const float> got, std::span<const float> want);
+double LogSumExp(std::span<const float> logits);
 
 // demo/tiny_gpt_oss, as tests find it.
 std::string TinyModelDir();
