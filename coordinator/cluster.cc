@@ -146,7 +146,7 @@ void Cluster::OnReady(ClusterMember& member, const internal::v1::Ready& ready) {
   member.progress.set_loaded_bytes(member.progress.total_bytes());
   if (state_ != v1::LOADING) return;
   for (const auto& [id, other] : members_) {
-    if (other.rank >= 0 && (!other.ready.has_value() || other.ready->epoch() != epoch_)) return;
+    if (other.rank >= 0 && !other.ready.has_value()) return;
   }
   state_ = v1::READY;
   faults_in_a_row_ = 0;
