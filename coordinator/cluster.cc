@@ -158,11 +158,16 @@ void Cluster::Gone(WorkerId worker, const std::string& why) {
   ClusterMember* member = Find(worker);
   if (member == nullptr) return;
   const std::string who = Describe(*member);
-  const bool had_rank = in_epoch() && member->rank >= 0;
+  const bool had_rank = member->rank >= 0;
   base::Log().warn("event=worker_lost worker={} who=\"{}\" why=\"{}\"", worker, who, why);
   members_.erase(worker);
   refusal_logged_ = false;
-  if (had_rank) EndEpoch(fmt::format("{} was lost: {}", who, why));
+  if (had_rank) {
+    const std::string loss = fmt::format("{} was lost: {}", who, why);
+    // Peers may have reported the failed collective first; the loss is what explains it.
+    if (in_epoch()) EndEpoch(loss);
+    problem_ = loss;
+  }
   TryForm();
 }
 

@@ -131,6 +131,18 @@ TEST(Cluster, ALostRankEndsTheEpochForAllAndAnotherWorkerTakesItsRank) {
   EXPECT_EQ(group.cluster.state(), v1::READY);
 }
 
+TEST(Cluster, ALossExplainsTheFaultThatAPeerReportedFirst) {
+  Group group(2);
+  const WorkerId first = group.Join();
+  const WorkerId second = group.Join();
+  group.AllReady();
+  group.cluster.OnMessage(first, FaultMessage(1, "connection reset by peer"));
+  EXPECT_THAT(group.cluster.Problem(), HasSubstr("connection reset"));
+  group.cluster.Gone(second, "its stream ended");
+  EXPECT_THAT(group.cluster.Problem(), HasSubstr("rank 1 (a pid 102) was lost"));
+  EXPECT_THAT(group.links[first]->ended_epochs(), ElementsAre(1u));
+}
+
 TEST(Cluster, ASpareReplacesALostRankAtOnce) {
   Group group(2);
   const WorkerId first = group.Join();
