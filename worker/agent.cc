@@ -52,10 +52,14 @@ absl::Status WorkerAgent::Run() {
       return absl::UnavailableError(fmt::format("the stream to the coordinator at {} ended: {}",
                                                 options_.coordinator, std::string(lost.message())));
     }
+    const bool news = registered_ || !lost_before_;
     if (registered_) backoff = options_.min_backoff;
-    base::Log().warn("event=coordinator_lost address={} retry_in={} error=\"{}\"",
-                     options_.coordinator, absl::FormatDuration(backoff),
-                     std::string(lost.message()));
+    // Once, not for each attempt.
+    base::Log().log(news ? spdlog::level::warn : spdlog::level::debug,
+                    "event=coordinator_lost address={} retry_in={} error=\"{}\"",
+                    options_.coordinator, absl::FormatDuration(backoff),
+                    std::string(lost.message()));
+    lost_before_ = true;
     if (!WaitBackoff(backoff)) return absl::OkStatus();
     backoff = std::min(2 * backoff, options_.max_backoff);
   }

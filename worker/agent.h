@@ -79,7 +79,8 @@ class WorkerAgent {
   // Of the control thread.
   Generation generation_ = 0;
   bool epoch_open_ = false;
-  bool registered_ = false;  // a message came on this stream
+  bool registered_ = false;   // a message came on this stream
+  bool lost_before_ = false;  // some stream has ended
   std::optional<std::string> refusal_;
   std::optional<uint32_t> last_rank_;
 

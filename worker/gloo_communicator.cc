@@ -48,6 +48,13 @@ int64_t ChunkBytes(const Block& block, int64_t chunk) {
   return std::clamp<int64_t>(block.bytes - chunk * kChunkBytes, 0, kChunkBytes);
 }
 
+// Without the source position that gloo puts before its messages.
+std::string Reason(const std::exception& error) {
+  const std::string text = error.what();
+  const size_t end = text.starts_with('[') ? text.find("] ") : std::string::npos;
+  return end == std::string::npos ? text : text.substr(end + 2);
+}
+
 class GlooCommunicator final : public Communicator {
  public:
   GlooCommunicator(std::string group, std::unique_ptr<GlooMesh> mesh, absl::Duration timeout)
@@ -138,7 +145,7 @@ class GlooCommunicator final : public Communicator {
       try {
         Transfer(static_cast<const std::byte*>(send), static_cast<std::byte*>(recv));
       } catch (const std::exception& error) {
-        Fail(error.what());
+        Fail(Reason(error));
       }
     }
     return failed_.load() ? Failure() : absl::OkStatus();
@@ -297,7 +304,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const std::string& gro
     if (!connected.ok()) return unavailable(std::string(connected.message()));
     return std::make_unique<GlooCommunicator>(group, std::move(mesh), options.timeout);
   } catch (const std::exception& error) {
-    return unavailable(error.what());
+    return unavailable(Reason(error));
   }
 }
 

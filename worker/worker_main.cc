@@ -1,0 +1,226 @@
+// conclave-worker: one process for each device. Joins a coordinator and serves the rank it is given
+// until it is told to stop.
+//
+// Exit codes: 0 stopped by SIGINT or SIGTERM; 1 error; 2 usage; 3 the step thread could not leave
+// an epoch that had ended (start the worker again, it joins anew).
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/logging.h"
+#include "base/mapped_files.h"
+#include "base/one_line.h"
+#include "kernels/ops.h"
+#include "worker/agent.h"
+#include "worker/health_listener.h"
+#include "worker/host_memory.h"
+#include "worker/model_runtime.h"
+#include "worker/probe.h"
+
+namespace conclave::worker {
+namespace {
+
+constexpr int kExitError = 1;
+constexpr int kExitUsage = 2;
+constexpr int kExitStuck = 3;
+// The control loop is dead when one message takes longer: ending an epoch takes seconds at most.
+constexpr absl::Duration kAliveLimit = absl::Seconds(10);
+
+constexpr char kExample[] =
+    "Example:\n"
+    "  conclave-worker --coordinator 10.0.0.1:7001 --advertise-address 10.0.0.7 --interface eth0 "
+    "\\\n"
+    "      --health-listen 0.0.0.0:7101";
+
+struct Flags {
+  std::string coordinator;
+  std::string advertise_address;
+  std::string interface;
+  std::string device = "cpu";
+  std::string health_listen;
+  std::string model;
+  std::string log_level = "info";
+  int threads = 0;
+  bool no_rejoin = false;
+  bool probe = false;
+};
+
+int Fail(const std::string& message, int code) {
+  fmt::print(stderr, "conclave-worker: {}\n", base::OneLine(message));
+  return code;
+}
+
+void Declare(CLI::App& app, Flags& flags) {
+  app.footer(kExample);
+  app.add_option("--coordinator", flags.coordinator, "internal address of the coordinator")
+      ->type_name("HOST:PORT");
+  app.add_option("--advertise-address", flags.advertise_address,
+                 "this machine's address at which the other workers reach it")
+      ->type_name("ADDRESS");
+  app.add_option("--interface", flags.interface, "network interface of that address")
+      ->type_name("NAME");
+  app.add_option("--device", flags.device, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--health-listen", flags.health_listen,
+                 "serve grpc.health.v1 here (alive: the control loop answers)")
+      ->type_name("HOST:PORT");
+  app.add_option("--threads", flags.threads, "threads of a step; 0: one for each core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--model", flags.model,
+                 "folder of the checkpoint, instead of the one the coordinator names")
+      ->type_name("DIR");
+  app.add_option("--log-level", flags.log_level, "trace, debug, info, warn, error or off")
+      ->capture_default_str();
+  app.add_flag("--no-rejoin", flags.no_rejoin, "exit when the stream to the coordinator is lost");
+  app.add_flag("--probe", flags.probe, "print what could run here as one JSON object, and exit");
+}
+
+// "" when the flags suffice to join.
+std::string MissingFlag(const Flags& flags) {
+  for (const auto& [value, name] : {std::pair(&flags.coordinator, "--coordinator HOST:PORT"),
+                                    std::pair(&flags.advertise_address, "--advertise-address A"),
+                                    std::pair(&flags.interface, "--interface NAME")}) {
+    if (value->empty()) return fmt::format("{} is required (see --help)", name);
+  }
+  return "";
+}
+
+AgentOptions MakeAgentOptions(const Flags& flags) {
+  AgentOptions options;
+  options.coordinator = flags.coordinator;
+  options.rejoin = !flags.no_rejoin;
+  options.end_limit = absl::Seconds(2) * base::TimeScale();
+  options.free_memory_bytes = [] { return ReadHostMemory().free_bytes; };
+  // No destructors: they would wait for the thread that is stuck.
+  options.on_stuck = [] { _exit(kExitStuck); };
+  const kernels::KernelInfo info = kernels::DescribeCpu();
+  std::array<char, 256> host = {};
+  gethostname(host.data(), host.size() - 1);
+  internal::v1::Register& registration = options.registration;
+  registration.set_device(info.device);
+  registration.set_device_name(info.device_name);
+  registration.set_kernel(info.kernel);
+  registration.set_total_memory_bytes(ReadHostMemory().total_bytes);
+  registration.set_host(host.data());
+  registration.set_host_id(HostId());
+  registration.set_pid(getpid());
+  return options;
+}
+
+// Waits for SIGINT or SIGTERM on a thread of its own. Make it before all other threads: they
+// inherit the blocked signals.
+class SignalWaiter {
+ public:
+  SignalWaiter() {
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGINT);
+    sigaddset(&signals_, SIGTERM);
+    sigaddset(&signals_, SIGUSR2);  // our own, to end the thread
+    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+  }
+  ~SignalWaiter() {
+    if (!thread_.joinable()) return;
+    ending_.store(true);
+    pthread_kill(thread_.native_handle(), SIGUSR2);
+    thread_.join();
+  }
+
+  template <typename Callback>
+  void Start(Callback callback) {
+    thread_ = std::thread([this, callback] {
+      for (;;) {
+        int signal = 0;
+        sigwait(&signals_, &signal);
+        if (ending_.load()) return;
+        if (signal != SIGUSR2) callback();
+      }
+    });
+  }
+
+ private:
+  sigset_t signals_;
+  std::atomic<bool> ending_{false};
+  std::thread thread_;
+};
+
+int Serve(const Flags& flags) {
+  SignalWaiter signals;
+  const int threads =
+      flags.threads > 0 ? flags.threads : std::max(1u, std::thread::hardware_concurrency());
+  const std::unique_ptr<RankRuntime> runtime =
+      MakeModelRuntime({.threads = threads,
+                        .interface = flags.interface,
+                        .advertise_address = flags.advertise_address,
+                        .model_dir = flags.model});
+  WorkerAgent agent(MakeAgentOptions(flags), *runtime);
+  std::unique_ptr<HealthListener> health;
+  if (!flags.health_listen.empty()) {
+    absl::StatusOr<std::unique_ptr<HealthListener>> started = HealthListener::Start(
+        flags.health_listen, [&agent] { return agent.Alive(kAliveLimit * base::TimeScale()); },
+        absl::Seconds(1));
+    if (!started.ok()) return Fail(std::string(started.status().message()), kExitError);
+    health = *std::move(started);
+  }
+  signals.Start([&agent] { agent.Stop(); });
+  const absl::Status ended = agent.Run();
+  if (!ended.ok()) return Fail(std::string(ended.message()), kExitError);
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("A worker of Conclave: serves one rank of a gpt-oss model.", "conclave-worker");
+  Flags flags;
+  Declare(app, flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return Fail(fmt::format("{} (see --help)", error.what()), kExitUsage);
+  }
+  if (absl::Status status = base::InitLogging("worker", flags.log_level); !status.ok()) {
+    return Fail(std::string(status.message()), kExitUsage);
+  }
+  if (flags.probe) {
+    fmt::print("{}\n", ProbeJson());
+    return 0;
+  }
+  if (const std::string missing = MissingFlag(flags); !missing.empty()) {
+    return Fail(missing, kExitUsage);
+  }
+  if (flags.device == "cuda") {
+    const std::string reason = CudaUnavailableReason();
+    return Fail(reason == "no_gpu"
+                    ? "--device cuda: this machine has no GPU (no_gpu); use --device cpu"
+                    : "--device cuda: this build has no CUDA kernels (kernel_not_built); use "
+                      "--device cpu",
+                kExitError);
+  }
+  return Serve(flags);
+}
+
+}  // namespace
+}  // namespace conclave::worker
+
+int main(int argc, char** argv) {
+  // Our own errors say what matters in one line; GRPC_VERBOSITY=debug brings gRPC's back.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  conclave::base::ReportUnreadableFiles("conclave-worker");
+  return conclave::worker::Main(argc, argv);
+}
