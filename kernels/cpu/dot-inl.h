@@ -1,8 +1,9 @@
 // Dot products in the order of lane_order.h, compiled once per instruction set.
 //
 // A weight row is a type with Load(block, even, odd): the weights of 32 columns as float32, even
-// columns and odd columns. DotTile multiplies R rows with T tokens, so that a decoded block is used
-// T times and an activation R times.
+// columns and odd columns. It also fetches the block that lies `prefetch` ahead into cache, since
+// rows are too short, and too many at once, for the hardware to do it. A tile multiplies R rows
+// with T tokens: a decoded block is used T times.
 
 #if defined(CONCLAVE_KERNELS_CPU_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef CONCLAVE_KERNELS_CPU_DOT_INL_H_
@@ -13,6 +14,7 @@
 
 #include <cstdint>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/bf16.h"
 #include "kernels/cpu/lane_order.h"
@@ -85,8 +87,11 @@ HWY_INLINE void SplitPairs(BitsVec pairs, FloatVec& even, FloatVec& odd) {
 
 struct Bf16Row {
   const uint16_t* data;
+  int64_t prefetch;  // values ahead
+
   HWY_INLINE void Load(int64_t block, Lanes& even, Lanes& odd) const {
     const uint16_t* from = data + block * kBlockColumns;
+    hwy::Prefetch(from + prefetch);
 #if HWY_TARGET == HWY_SCALAR
     for (int p = 0; p < kParts; ++p) {
       even.part[p] = hn::Set(FloatTag(), Bf16ToFloat(from[2 * p]));
@@ -102,21 +107,19 @@ struct Bf16Row {
   }
 };
 
-// A row that was decoded into packed order.
-struct PackedRow {
-  const float* data;
-  HWY_INLINE void Load(int64_t block, Lanes& even, Lanes& odd) const {
-    even = LoadLanes(data + block * kBlockColumns);
-    odd = LoadLanes(data + block * kBlockColumns + kLanes);
-  }
-};
-
+// The running sums of a tile.
 template <int R, int T>
 struct Sums {
   Lanes lanes[R][T];
+
+  HWY_INLINE void Clear() {
+    for (int r = 0; r < R; ++r) {
+      for (int t = 0; t < T; ++t) lanes[r][t] = ZeroLanes();
+    }
+  }
 };
 
-// sums += rows * x over one block. x: packed activations of T tokens.
+// sums += one block of every row times x, the packed activations of T tokens from `x_offset` on.
 template <int R, int T, class Row>
 HWY_INLINE void AddBlock(const Row* rows, int64_t block, const float* const* x, int64_t x_offset,
                          Sums<R, T>& sums) {
@@ -137,22 +140,15 @@ HWY_INLINE void AddBlock(const Row* rows, int64_t block, const float* const* x, 
   }
 }
 
-// out[r][t] = rows[r] . x[t] over `blocks` blocks. `tail`, when not null, is one block more of
-// every row.
+// sums += blocks [begin, end). The sums are in registers meanwhile.
 template <int R, int T, class Row>
-HWY_INLINE void DotTile(const Row* rows, int64_t blocks, const Row* tail, const float* const* x,
-                        float (&out)[R][T]) {
-  Sums<R, T> sums;
-  for (int r = 0; r < R; ++r) {
-    for (int t = 0; t < T; ++t) sums.lanes[r][t] = ZeroLanes();
+HWY_INLINE void AddBlocks(const Row* rows, int64_t begin, int64_t end, const float* const* x,
+                          Sums<R, T>& sums) {
+  Sums<R, T> running = sums;
+  for (int64_t block = begin; block < end; ++block) {
+    AddBlock<R, T>(rows, block, x, block * kBlockColumns, running);
   }
-  for (int64_t block = 0; block < blocks; ++block) {
-    AddBlock<R, T>(rows, block, x, block * kBlockColumns, sums);
-  }
-  if (tail != nullptr) AddBlock<R, T>(tail, 0, x, blocks * kBlockColumns, sums);
-  for (int r = 0; r < R; ++r) {
-    for (int t = 0; t < T; ++t) out[r][t] = SumLanes(sums.lanes[r][t]);
-  }
+  sums = running;
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

@@ -21,8 +21,8 @@ Bf16Rows AsRows(const Bf16Matrix& matrix, int64_t first_col, int64_t cols) {
 
 void RunMatmulBf16(const Bf16Matrix& matrix, int64_t begin, int64_t end,
                    std::span<const float* const> x, float* out, int64_t out_stride) {
-  AllTokens(AsRows(matrix, 0, matrix.cols), begin, end - begin, x.data(),
-            static_cast<int64_t>(x.size()), out, out_stride);
+  AllTokens<4>(AsRows(matrix, 0, matrix.cols), begin, end - begin, x.data(),
+               static_cast<int64_t>(x.size()), out, out_stride);
 }
 
 // One row, T tokens, all segments: the segments of a row lie side by side in memory.
@@ -34,9 +34,12 @@ void SegmentRow(const Bf16Matrix& matrix, int segments, int64_t row, const float
   for (int segment = 0; segment < segments; ++segment) {
     const float* parts[T];
     for (int t = 0; t < T; ++t) parts[t] = x[t] + segment * PackedSize(cols);
-    float dots[1][T];
-    RowTile<1, T>(AsRows(matrix, segment * cols, cols), row, parts, dots);
-    for (int t = 0; t < T; ++t) sums[t] += double{dots[0][t]};
+    const Bf16Rows rows = AsRows(matrix, segment * cols, cols);
+    Sums<1, T> dots;
+    dots.Clear();
+    AddRows<1, T>(rows, row, 0, rows.blocks, parts, dots);
+    AddTails<1, T>(rows, row, parts, dots);
+    for (int t = 0; t < T; ++t) sums[t] += double{SumLanes(dots.lanes[0][t])};
   }
 }
 
@@ -55,17 +58,21 @@ void RunMatmulBf16Segments(const Bf16Matrix& matrix, int segments, int64_t begin
   const auto tokens = static_cast<int64_t>(x.size());
   for (int64_t row = begin; row < end; row += kRowBlock) {
     const int64_t row_end = std::min(row + kRowBlock, end);
-    for (int64_t t = 0; t < tokens;) {
-      const int64_t tile = NextTileTokens(tokens - t);
+    for (int64_t t = 0; t < tokens; t += kTileTokens) {
       double* to = out + t * out_stride + row - begin;
-      if (tile == 3) {
-        SegmentRows<3>(matrix, segments, row, row_end, x.data() + t, to, out_stride);
-      } else if (tile == 2) {
-        SegmentRows<2>(matrix, segments, row, row_end, x.data() + t, to, out_stride);
-      } else {
-        SegmentRows<1>(matrix, segments, row, row_end, x.data() + t, to, out_stride);
+      switch (std::min<int64_t>(tokens - t, kTileTokens)) {
+        case 4:
+          SegmentRows<4>(matrix, segments, row, row_end, x.data() + t, to, out_stride);
+          break;
+        case 3:
+          SegmentRows<3>(matrix, segments, row, row_end, x.data() + t, to, out_stride);
+          break;
+        case 2:
+          SegmentRows<2>(matrix, segments, row, row_end, x.data() + t, to, out_stride);
+          break;
+        default:
+          SegmentRows<1>(matrix, segments, row, row_end, x.data() + t, to, out_stride);
       }
-      t += tile;
     }
   }
 }

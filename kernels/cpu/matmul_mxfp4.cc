@@ -1,12 +1,10 @@
 // MXFP4 weights, decoded in registers: the nibbles of a block index the 16 products of its scale
-// (mxfp4_table.h), which come out as bf16 in column order and go on as bf16 weights do. Up to
-// kTileTokens tokens multiply the decoded block at once; for more, a few rows are decoded into
-// cache and serve them all.
+// (mxfp4_table.h), which come out as bf16 in column order and go on as bf16 weights do. A decoded
+// block serves a tile of tokens. For more tokens it is decoded again: the shuffles run beside the
+// multiply-adds, which are the limit then, and that is faster than keeping decoded rows in cache.
 
 #include "kernels/cpu/simd_targets.h"
 // After the targets.
-#include <vector>
-
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/mxfp4_table.h"
 
@@ -25,6 +23,7 @@ namespace HWY_NAMESPACE {
 struct Mxfp4Row {
   const uint8_t* blocks;
   const uint8_t* scales;
+  int64_t prefetch;
 
   HWY_INLINE void Load(int64_t block, Lanes& even, Lanes& odd) const {
     const Mxfp4Products& products = kMxfp4Table[scales[block]];
@@ -72,8 +71,10 @@ alignas(64) constexpr SpreadIndices kSpread = MakeSpreadIndices();
 struct Mxfp4Row {
   const uint8_t* blocks;
   const uint8_t* scales;
+  int64_t prefetch;  // bytes ahead
 
   HWY_INLINE void Load(int64_t block, Lanes& even, Lanes& odd) const {
+    hwy::Prefetch(blocks + block * 16 + prefetch);
     const BytesTag bytes_tag;
     const WordsTag words_tag;
     const auto bytes = hn::LoadDup128(bytes_tag, blocks + block * 16);
@@ -103,58 +104,20 @@ struct Mxfp4Row {
 
 struct Mxfp4Rows {
   using Row = Mxfp4Row;
-  static constexpr int kSingleTokenRows = 2;
-  static constexpr int64_t tail_cols = 0;
 
   const uint8_t* data;
   const uint8_t* scales;
   int64_t blocks;
 
-  HWY_INLINE Row At(int64_t row) const { return {data + row * blocks * 16, scales + row * blocks}; }
+  HWY_INLINE Row At(int64_t row) const {
+    return {data + row * blocks * 16, scales + row * blocks, kRowBlock * blocks * 16};
+  }
 };
-
-void DecodeRow(const Mxfp4Row& row, int64_t blocks, float* HWY_RESTRICT packed) {
-  for (int64_t block = 0; block < blocks; ++block, packed += kBlockColumns) {
-    Lanes even, odd;
-    row.Load(block, even, odd);
-    for (int p = 0; p < kParts; ++p) {
-      hn::StoreU(even.part[p], FloatTag(), packed + p * kVecLanes);
-      hn::StoreU(odd.part[p], FloatTag(), packed + kLanes + p * kVecLanes);
-    }
-  }
-}
-
-void DecodeAndMultiply(const Mxfp4Rows& rows, int64_t begin, int64_t end, const float* const* x,
-                       int64_t tokens, float* out, int64_t out_stride) {
-  static thread_local std::vector<float> decoded;
-  const int64_t row_size = rows.blocks * kBlockColumns;
-  decoded.resize(kRowBlock * row_size);
-  for (int64_t row = begin; row < end; row += kRowBlock) {
-    const int64_t count = std::min(kRowBlock, end - row);
-    for (int64_t r = 0; r < count; ++r) {
-      DecodeRow(rows.At(row + r), rows.blocks, decoded.data() + r * row_size);
-    }
-    AllTokens(PackedRows{decoded.data(), rows.blocks}, 0, count, x, tokens, out + row - begin,
-              out_stride);
-  }
-}
 
 void RunMatmulMxfp4(const Mxfp4Matrix& matrix, int64_t begin, int64_t end,
                     std::span<const float* const> x, float* out, int64_t out_stride) {
   const Mxfp4Rows rows = {matrix.blocks, matrix.scales, matrix.cols / kBlockColumns};
-  const auto tokens = static_cast<int64_t>(x.size());
-  switch (tokens) {
-    case 0:
-      return;
-    case 1:
-      return Strip<2, 1>(rows, begin, end - begin, x.data(), out, out_stride);
-    case 2:
-      return Strip<2, 2>(rows, begin, end - begin, x.data(), out, out_stride);
-    case 3:
-      return Strip<1, 3>(rows, begin, end - begin, x.data(), out, out_stride);
-    default:
-      DecodeAndMultiply(rows, begin, end, x.data(), tokens, out, out_stride);
-  }
+  AllTokens<2>(rows, begin, end - begin, x.data(), static_cast<int64_t>(x.size()), out, out_stride);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)

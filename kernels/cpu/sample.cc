@@ -71,8 +71,10 @@ void KeepTopP(std::vector<Candidate>& candidates, float top_p, const Weigher& we
   size_t sorted = 0;
   for (size_t stretch = kFirstStretch; sorted < candidates.size(); stretch *= kGrowth) {
     const size_t end = std::min(sorted + stretch, candidates.size());
-    std::partial_sort(candidates.begin() + sorted, candidates.begin() + end, candidates.end(),
-                      Before);
+    const auto first = candidates.begin() + static_cast<int64_t>(sorted);
+    const auto last = candidates.begin() + static_cast<int64_t>(end);
+    if (last != candidates.end()) std::nth_element(first, last, candidates.end(), Before);
+    std::sort(first, last, Before);
     for (; sorted < end; ++sorted) {
       sum += weigh(candidates[sorted]);
       if (sum >= wanted) {

@@ -1,0 +1,139 @@
+// Embedding, logits, sampling and memory through Ops.
+
+#include <cstring>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/ops_fixture.h"
+#include "kernels/ops.h"
+#include "kernels/reference/random_data.h"
+#include "kernels/reference/reference.h"
+
+namespace conclave::kernels {
+namespace {
+
+using reference::RandomData;
+using reference::Vector;
+using ::testing::Each;
+using ::testing::HasSubstr;
+
+class OutputOpsTest : public testing::Test {
+ protected:
+  OutputOpsTest()
+      : config_(SmallConfig()),
+        ops_(MakeCpuOps(config_, 2, {.threads = 2, .max_sequences = 4})),
+        random_(1),
+        hidden_(config_.hidden_size),
+        table_(random_.Bf16(config_.vocab_size * hidden_, 1)),
+        norm_(random_.Bf16(hidden_, 1)) {}
+
+  void Begin(std::span<const int32_t> tokens) {
+    positions_.assign(tokens.size(), 0);
+    run_.rows = static_cast<int>(tokens.size());
+    ops_->BeginStep({tokens, positions_, {&run_, 1}});
+  }
+  DenseWeight Shard(int first, int rows) {
+    return *ops_->LoadDense({table_.data() + first * hidden_, rows, hidden_, hidden_});
+  }
+
+  const model::Config config_;
+  const std::unique_ptr<Ops> ops_;
+  RandomData random_;
+  const int64_t hidden_;
+  const std::vector<uint16_t> table_, norm_;
+  std::vector<int32_t> positions_;
+  SequenceRun run_;
+};
+
+TEST_F(OutputOpsTest, EmbeddingShardsAddUpAndReadTheTokenSampledLast) {
+  std::vector<int32_t> sampled = {299, 7};
+  const int32_t slots[] = {2, 0};
+  ops_->StoreSampled(AsTensor(sampled, 1), slots);
+  const std::vector<int32_t> tokens = {5, -1 - 2, -1 - 0, 150, 149};
+  const std::vector<int32_t> resolved = {5, 299, 7, 150, 149};
+  Begin(tokens);
+  std::vector<float> low(5 * hidden_, -1), high(5 * hidden_, -1);
+  ops_->Embed(Shard(0, 150), 0, AsTensor(low, hidden_));
+  ops_->Embed(Shard(150, 150), 150, AsTensor(high, hidden_));
+  for (size_t row = 0; row < tokens.size(); ++row) {
+    for (int64_t i = 0; i < hidden_; ++i) {
+      ASSERT_EQ(low[row * hidden_ + i] + high[row * hidden_ + i],
+                reference::FromBf16(table_[resolved[row] * hidden_ + i]));
+    }
+  }
+}
+
+TEST_F(OutputOpsTest, LogitsAreOfNormalizedRowsInTheOrderAsked) {
+  std::vector<float> x = random_.Floats(4 * hidden_, 1);
+  const std::vector<int32_t> rows = {3, 0, 3};
+  const auto norm = *ops_->LoadVector(norm_);
+  std::vector<float> whole(3 * 300), low(3 * 140), high(3 * 160), joined(3 * 300);
+  ops_->Logits(norm, Shard(0, 300), AsTensor(x, hidden_), rows, AsTensor(whole, 300));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Vector normed =
+        reference::RmsNorm(reference::ToVector(x.data() + rows[i] * hidden_, hidden_),
+                           reference::Bf16ToVector(norm_), config_.rms_norm_eps);
+    const Vector expected = reference::Linear(
+        300, [&](int64_t r, int64_t c) { return reference::FromBf16(table_[r * hidden_ + c]); }, {},
+        normed);
+    EXPECT_LT(reference::RelativeError(whole.data() + i * 300, expected), reference::kFloat32Error);
+  }
+  // A vocabulary split over two ranks gives the same bits.
+  ops_->Logits(norm, Shard(0, 140), AsTensor(x, hidden_), rows, AsTensor(low, 140));
+  ops_->Logits(norm, Shard(140, 160), AsTensor(x, hidden_), rows, AsTensor(high, 160));
+  const Tensor blocks[] = {AsTensor(low, 140), AsTensor(high, 160)};
+  ops_->JoinColumns(blocks, AsTensor(joined, 300));
+  EXPECT_EQ(joined, whole);
+}
+
+TEST_F(OutputOpsTest, HeadLogitsAddTheBias) {
+  std::vector<float> x = random_.Floats(2 * hidden_, 1);
+  const std::vector<uint16_t> bias = random_.Bf16(3, 1);
+  const std::vector<int32_t> rows = {1};
+  const auto norm = *ops_->LoadVector(norm_);
+  std::vector<float> with(3), without(3);
+  ops_->HeadLogits(norm, Shard(0, 3), *ops_->LoadVector(bias), AsTensor(x, hidden_), rows,
+                   AsTensor(with, 3));
+  ops_->HeadLogits(norm, Shard(0, 3), VectorWeight{}, AsTensor(x, hidden_), rows,
+                   AsTensor(without, 3));
+  for (int label = 0; label < 3; ++label) {
+    EXPECT_EQ(with[label], without[label] + static_cast<float>(reference::FromBf16(bias[label])));
+  }
+}
+
+TEST_F(OutputOpsTest, SampleWritesEveryOutputOfARow) {
+  std::vector<float> logits = random_.Floats(2 * 6, 1);
+  std::vector<int32_t> tokens(2, -9), top_tokens(2 * kMaxLogprobs, -9);
+  std::vector<float> logprobs(2, -9), top_logprobs(2 * kMaxLogprobs, -9);
+  const SampleParams params[] = {{.temperature = 0, .logprobs = kMaxLogprobs}, {.temperature = 0}};
+  ops_->Sample(AsTensor(logits, 6), params,
+               {AsTensor(tokens, 1), AsTensor(logprobs, 1), AsTensor(top_tokens, kMaxLogprobs),
+                AsTensor(top_logprobs, kMaxLogprobs)});
+  EXPECT_EQ(tokens[0], top_tokens[0]);
+  EXPECT_EQ(logprobs[0], top_logprobs[0]);
+  double sum = 0;
+  for (int i = 0; i < 6; ++i) sum += std::exp(double{top_logprobs[i]});
+  EXPECT_NEAR(sum, 1, 1e-6);  // all six, each once
+  EXPECT_THAT(std::span(top_tokens).subspan(6), Each(-1));
+}
+
+TEST_F(OutputOpsTest, AllocateGivesZerosOrSaysHowMuchIsFree) {
+  const Buffer buffer = *ops_->Allocate(100000);
+  EXPECT_THAT(std::span(static_cast<const uint8_t*>(buffer.memory.get()), 100000), Each(0));
+  EXPECT_TRUE(ops_->Allocate(0).ok());
+  const absl::Status status = ops_->Allocate(int64_t{1} << 55).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(status.message(), HasSubstr("36028797018963968 bytes"));
+}
+
+TEST_F(OutputOpsTest, DescribesWhatRuns) {
+  const KernelInfo& info = ops_->info();
+  EXPECT_EQ(info.device, "cpu");
+  EXPECT_THAT(info.kernel, HasSubstr("cpu_mxfp4_"));
+  EXPECT_EQ(info.kernel, DescribeCpu().kernel);
+  EXPECT_FALSE(info.device_name.empty());
+  EXPECT_FALSE(info.instruction_set.empty());
+}
+
+}  // namespace
+}  // namespace conclave::kernels
