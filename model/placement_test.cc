@@ -152,6 +152,20 @@ TEST(PlacementFromLoadTest, HoldsItsPromisesForAnySizesAndLoads) {
   }
 }
 
+// Loads for which the last copies find room only on ranks that hold their expert already, so that
+// another expert has to move.
+TEST(PlacementFromLoadTest, FindsAPlaceForTheLastCopies) {
+  const std::pair<int, std::vector<uint64_t>> cases[] = {{16, {3, 3, 1, 1, 2, 1, 1, 2, 2, 2, 2}},
+                                                         {11, {1, 1, 1, 3, 1, 2, 1, 2, 1, 3}},
+                                                         {12, {1, 1, 2, 1, 1, 3, 3, 1, 3}},
+                                                         {12, {3, 1, 3, 2, 3, 1, 1, 1, 1}}};
+  for (const auto& [replicas, load] : cases) {
+    const Config config = MakeConfig(1, static_cast<int>(load.size()));
+    const Placement placement = PlacementFromLoad(config, 3, load, replicas);
+    CheckPlacement(placement.layers[0], load, 3, replicas);
+  }
+}
+
 TEST(PlacementFromLoadTest, SpreadsTheHotExperts) {
   // Contiguous halves would be 26 and 4.
   const std::vector<uint64_t> load = {8, 7, 6, 5, 1, 1, 1, 1};
