@@ -1,0 +1,360 @@
+// The command against a server whose answers the test chooses: exit codes, output, and what is
+// sent.
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "client/exit_code.h"
+#include "client/fake_server.h"
+#include "client/process.h"
+#include "client/process_testing.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+
+namespace conclave::client {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+using Json = nlohmann::json;
+
+std::string LastLine(const std::string& text) {
+  const size_t end = text.find_last_not_of('\n');
+  const size_t begin = text.rfind('\n', end);
+  return text.substr(begin == std::string::npos ? 0 : begin + 1, end - begin);
+}
+
+// An error is one line.
+void ExpectError(const CommandResult& result, int code, const std::string& text) {
+  EXPECT_EQ(result.code, code) << result.err;
+  EXPECT_EQ(result.out, "");
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  EXPECT_THAT(result.err, StartsWith("conclave"));
+  EXPECT_THAT(result.err, HasSubstr(text));
+}
+
+class CliTest : public testing::Test {
+ protected:
+  CommandResult Run(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin() + 1, {"--server", server_.address()});
+    return RunConclave(arguments);
+  }
+
+  void AddPart(std::vector<uint32_t> tokens, const std::string& text) {
+    v1::GenerateResponse part;
+    for (const uint32_t token : tokens) part.add_tokens(token);
+    part.set_text(text);
+    server_.answers.stream.push_back(part);
+  }
+
+  void AddFinish() {
+    v1::GenerateResponse part;
+    part.mutable_finish()->set_reason(v1::FINISH_REASON_LENGTH);
+    part.mutable_finish()->mutable_usage()->set_prompt_tokens(3);
+    part.mutable_finish()->mutable_usage()->set_completion_tokens(2);
+    server_.answers.stream.push_back(part);
+  }
+
+  void AddHead(const std::string& name, v1::HeadInfo::Kind kind) {
+    v1::HeadInfo* head = server_.answers.model.add_heads();
+    head->set_name(name);
+    head->set_kind(kind);
+  }
+
+  FakeServer server_;
+};
+
+TEST(CliUsageTest, EverySubcommandHasHelpWithAnExample) {
+  for (const char* name :
+       {"serve", "generate", "classify", "tokenize", "status", "plan", "doctor"}) {
+    const CommandResult result = RunConclave({name, "--help"});
+    EXPECT_EQ(result.code, kExitOk) << name;
+    EXPECT_THAT(result.out, HasSubstr("Example")) << name;
+    EXPECT_THAT(result.out, HasSubstr(std::string("conclave ") + name)) << name;
+    EXPECT_EQ(result.err, "") << name;
+  }
+}
+
+TEST(CliUsageTest, WrongUsageIsOneLineAndExits2) {
+  ExpectError(RunConclave({}), kExitUsage, "see 'conclave --help'");
+  ExpectError(RunConclave({"nonsense"}), kExitUsage, "nonsense");
+  ExpectError(RunConclave({"generate", "--nonsense"}), kExitUsage, "--nonsense");
+  ExpectError(RunConclave({"generate"}), kExitUsage, "exactly one of --prompt TEXT and --tokens");
+  ExpectError(RunConclave({"generate", "--prompt", "a", "--tokens", "1"}), kExitUsage,
+              "exactly one of");
+  ExpectError(RunConclave({"generate", "--tokens", "1,x"}), kExitUsage, "'x'");
+  ExpectError(RunConclave({"generate", "--prompt", "a", "--max-tokens", "many"}), kExitUsage,
+              "--max-tokens");
+  ExpectError(RunConclave({"serve", "--workers", "2"}), kExitUsage, "--model");
+  ExpectError(RunConclave({"serve", "--model", "m", "--device", "tpu"}), kExitUsage, "--device");
+  ExpectError(RunConclave({"serve", "--model", "m", "--head", "nameless"}), kExitUsage, "NAME=DIR");
+  ExpectError(RunConclave({"serve", "--model", "m", "--head", "a=b", "--head", "a=c"}), kExitUsage,
+              "twice");
+}
+
+TEST(CliUsageTest, AShapeThatContradictsExits2) {
+  for (const char* command : {"serve", "plan"}) {
+    ExpectError(RunConclave({command, "--model", "m", "--workers", "3", "--tp", "2"}), kExitUsage,
+                "3");
+    ExpectError(RunConclave({command, "--model", "m", "--workers", "4", "--dp", "4", "--tp", "2"}),
+                kExitUsage, "4");
+    // The model has 2 KV heads.
+    ExpectError(
+        RunConclave({command, "--model", "demo/tiny_gpt_oss", "--workers", "4", "--tp", "4"}),
+        kExitUsage, "4");
+  }
+}
+
+TEST(CliUsageTest, AMissingModelExits1) {
+  ExpectError(RunConclave({"plan", "--model", "/nonexistent", "--workers", "1"}), kExitError,
+              "/nonexistent");
+  ExpectError(RunConclave({"serve", "--model", "/nonexistent", "--workers", "1"}), kExitError,
+              "/nonexistent");
+}
+
+TEST(CliUsageTest, AServerThatIsNotThereIsSaidSo) {
+  ExpectError(RunConclave({"status", "--server", "127.0.0.1:1"}), kExitError,
+              "no server answers at 127.0.0.1:1");
+}
+
+TEST_F(CliTest, GeneratePrintsTextAsItIs) {
+  AddPart({5}, "Hel");
+  AddPart({7}, "lo");
+  AddFinish();
+  const CommandResult result = Run({"generate", "--prompt", "x"});
+  EXPECT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_EQ(result.out, "Hello\n");
+  EXPECT_THAT(result.err, HasSubstr("length: 3 prompt + 2 generated tokens"));
+}
+
+TEST_F(CliTest, GenerateJsonIsTheObjectOfTheContract) {
+  AddPart({5}, "Hel");
+  AddPart({7}, "lo");
+  AddFinish();
+  const CommandResult result = Run({"generate", "--prompt", "x", "--json"});
+  EXPECT_EQ(result.out, R"({"tokens":[5,7],"text":"Hello","finish_reason":"length",)"
+                        R"("usage":{"prompt_tokens":3,"completion_tokens":2}})"
+                        "\n");
+  EXPECT_EQ(result.err, "");
+}
+
+TEST_F(CliTest, GenerateSendsItsFlags) {
+  AddFinish();
+  const CommandResult result = Run({"generate",
+                                    "--tokens",
+                                    "1,2,3",
+                                    "--max-tokens",
+                                    "9",
+                                    "--temperature",
+                                    "0.5",
+                                    "--seed",
+                                    "18446744073709551615",
+                                    "--top-k",
+                                    "4",
+                                    "--top-p",
+                                    "0.5",
+                                    "--min-p",
+                                    "0.25",
+                                    "--ignore-eos",
+                                    "--stop-token",
+                                    "8",
+                                    "--stop-token",
+                                    "9",
+                                    "--logprobs",
+                                    "0",
+                                    "--json"});
+  EXPECT_EQ(result.code, kExitOk) << result.err;
+  const v1::GenerateRequest& sent = server_.requests.generate;
+  EXPECT_THAT(sent.prompt().tokens().ids(), ElementsAre(1, 2, 3));
+  EXPECT_EQ(sent.stop().max_tokens(), 9u);
+  EXPECT_TRUE(sent.stop().ignore_eos());
+  EXPECT_THAT(sent.stop().stop_token_ids(), ElementsAre(8, 9));
+  EXPECT_EQ(sent.sampling().temperature(), 0.5f);
+  EXPECT_EQ(sent.sampling().seed(), 18446744073709551615u);
+  EXPECT_EQ(sent.sampling().top_k(), 4u);
+  EXPECT_EQ(sent.sampling().top_p(), 0.5f);
+  EXPECT_EQ(sent.sampling().min_p(), 0.25f);
+  EXPECT_TRUE(sent.has_logprobs());
+  EXPECT_TRUE(Json::parse(result.out).contains("logprobs"));
+}
+
+TEST_F(CliTest, GenerateLeavesUnsetWhatWasNotGiven) {
+  AddFinish();
+  Run({"generate", "--prompt=-starts with a dash"});
+  const v1::GenerateRequest& sent = server_.requests.generate;
+  EXPECT_EQ(sent.prompt().text(), "-starts with a dash");
+  EXPECT_FALSE(sent.sampling().has_temperature());
+  EXPECT_FALSE(sent.sampling().has_seed());
+  EXPECT_FALSE(sent.has_logprobs());
+}
+
+TEST_F(CliTest, WhatTheServerShouldRefuseReachesIt) {
+  server_.answers.status = {grpc::StatusCode::INVALID_ARGUMENT, "refused: 17"};
+  for (const std::vector<std::string>& flags :
+       std::vector<std::vector<std::string>>{{"--prompt", ""},
+                                             {"--tokens", ""},
+                                             {"--prompt", "a", "--max-tokens", "0"},
+                                             {"--prompt", "a", "--temperature", "nan"},
+                                             {"--prompt", "a", "--temperature", "-1"}}) {
+    std::vector<std::string> arguments = {"generate"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    ExpectError(Run(arguments), kExitError, "INVALID_ARGUMENT: refused: 17");
+  }
+  EXPECT_EQ(server_.requests.generate.sampling().temperature(), -1);
+}
+
+TEST_F(CliTest, TextThatIsNotUtf8IsRefused) {
+  ExpectError(Run({"generate", "--prompt", "ab\xff"}), kExitError,
+              "INVALID_ARGUMENT: --prompt is not UTF-8 at byte 2");
+}
+
+TEST_F(CliTest, AnErrorInMidStreamKeepsTheTextAndExits1) {
+  AddPart({5}, "Hel");
+  server_.answers.status = {grpc::StatusCode::UNAVAILABLE, "rank 2 was lost"};
+  const CommandResult result = Run({"generate", "--prompt", "x"});
+  EXPECT_EQ(result.code, kExitError);
+  EXPECT_EQ(result.out, "Hel\n");
+  EXPECT_EQ(result.err, "conclave generate: UNAVAILABLE: rank 2 was lost\n");
+}
+
+TEST_F(CliTest, CtrlCCancelsAndKeepsWhatArrived) {
+  AddPart({5, 6}, "Hel");
+  server_.answers.hang = true;
+  const auto process = Spawn({.argv = {ConclaveBinary(), "generate", "--server", server_.address(),
+                                       "--tokens", "1,2,3", "--json"},
+                              .log_file = ""});
+  ASSERT_TRUE(process.ok()) << process.status();
+  ASSERT_TRUE(WaitUntil([&] { return server_.requests.generate.has_prompt(); }));
+  ASSERT_EQ(kill(process->pid, SIGINT), 0);
+  int status = 0;
+  ASSERT_EQ(waitpid(process->pid, &status, 0), process->pid);
+  ASSERT_TRUE(WIFEXITED(status)) << DescribeExit(status);
+  EXPECT_EQ(WEXITSTATUS(status), kExitInterrupted);
+  std::string out(4096, '\0');
+  const ssize_t size = read(process->stdout_fd, out.data(), out.size());
+  ASSERT_GT(size, 0);
+  const Json json = Json::parse(LastLine(out.substr(0, size)));
+  EXPECT_EQ(json["finish_reason"], "cancelled");
+  EXPECT_EQ(json["usage"]["prompt_tokens"], 3);
+  EXPECT_EQ(json["usage"]["completion_tokens"], json["tokens"].size());
+  close(process->stdout_fd);
+  close(process->stderr_fd);
+}
+
+TEST_F(CliTest, ClassifyAsksTheMethodOfTheHead) {
+  AddHead("mood", v1::HeadInfo::SEQUENCE);
+  AddHead("names", v1::HeadInfo::TOKEN);
+  v1::LabelScore* label = server_.answers.sequence.add_results()->add_labels();
+  label->set_label("good");
+  label->set_score(0.75);
+  label->set_logit(1.5);
+  server_.answers.tokens.add_results()->add_tokens()->set_token(4);
+
+  const CommandResult sequence = Run({"classify", "--head", "mood", "--text", "a", "--json"});
+  EXPECT_EQ(sequence.out, "{\"labels\":[{\"label\":\"good\",\"score\":0.75,\"logit\":1.5}]}\n");
+  EXPECT_EQ(server_.requests.sequence.head(), "mood");
+  EXPECT_EQ(server_.requests.sequence.inputs(0).text(), "a");
+
+  const CommandResult tokens = Run({"classify", "--head", "names", "--tokens", "4", "--json"});
+  const Json json = Json::parse(tokens.out);
+  EXPECT_EQ(json["tokens"][0]["token"], 4);
+  EXPECT_TRUE(json["spans"].is_array());
+  EXPECT_THAT(server_.requests.tokens.inputs(0).tokens().ids(), ElementsAre(4));
+}
+
+TEST_F(CliTest, ClassifyPrintsTables) {
+  AddHead("names", v1::HeadInfo::TOKEN);
+  v1::TokenClassification* result = server_.answers.tokens.add_results();
+  v1::TokenLabel* token = result->add_tokens();
+  token->set_token(4);
+  token->set_label("B-CITY");
+  token->set_end_byte(5);
+  v1::TokenSpan* span = result->add_spans();
+  span->set_label("CITY");
+  span->set_text("Paris");
+  const CommandResult tokens = Run({"classify", "--text", "Paris"});
+  EXPECT_EQ(tokens.code, kExitOk) << tokens.err;
+  EXPECT_THAT(tokens.out, HasSubstr("B-CITY"));
+  EXPECT_THAT(tokens.out, HasSubstr("Paris"));
+}
+
+TEST_F(CliTest, AnUnknownHeadIsForTheServerToRefuse) {
+  AddHead("names", v1::HeadInfo::TOKEN);
+  server_.answers.status = {grpc::StatusCode::INVALID_ARGUMENT, "head 'x' is unknown: names"};
+  ExpectError(Run({"classify", "--head", "x", "--text", "a"}), kExitError,
+              "INVALID_ARGUMENT: head 'x' is unknown: names");
+  // By the method that the server has a head for.
+  EXPECT_EQ(server_.requests.tokens.head(), "x");
+}
+
+TEST_F(CliTest, StatusShowsRanksAndCounters) {
+  v1::GetClusterResponse& cluster = server_.answers.cluster;
+  cluster.set_state(v1::READY);
+  cluster.set_dp(1);
+  cluster.set_tp(1);
+  v1::Rank* rank = cluster.add_ranks();
+  rank->set_device("cpu: Some CPU");
+  rank->set_pid(4321);
+  for (int layer = 0; layer < 2; ++layer) {
+    v1::LayerExperts* experts = rank->add_layers();
+    for (uint32_t expert = 0; expert < 8; ++expert) {
+      experts->add_experts(expert);
+      experts->add_load(1);
+    }
+  }
+  cluster.mutable_counters()->set_tokens_computed(77);
+  const CommandResult human = Run({"status"});
+  EXPECT_EQ(human.code, kExitOk) << human.err;
+  for (const char* text : {"READY", "Some CPU", "4321", "0-7", "100 %", "77 tokens"}) {
+    EXPECT_THAT(human.out, HasSubstr(text));
+  }
+  const CommandResult json = Run({"status", "--json"});
+  EXPECT_EQ(Json::parse(json.out)["ranks"][0]["pid"], 4321);
+  EXPECT_EQ(std::count(json.out.begin(), json.out.end(), '\n'), 1);
+}
+
+TEST(CliPlanTest, EveryExpertHasARankAndBytesAddUp) {
+  const CommandResult result =
+      RunConclave({"plan", "--model", "demo/tiny_gpt_oss", "--workers", "3", "--json"});
+  ASSERT_EQ(result.code, kExitOk) << result.err;
+  const Json json = Json::parse(result.out);
+  EXPECT_EQ(json["dp"], 3);
+  EXPECT_EQ(json["tp"], 1);
+  ASSERT_EQ(json["ranks"].size(), 3u);
+  for (size_t layer = 0; layer < 4; ++layer) {
+    std::vector<int> experts;
+    for (const Json& rank : json["ranks"]) {
+      for (const Json& expert : rank["experts"][layer]) experts.push_back(expert);
+    }
+    std::sort(experts.begin(), experts.end());
+    ASSERT_EQ(experts.size(), 16u);
+    for (int i = 0; i < 16; ++i) EXPECT_EQ(experts[i], i);
+  }
+  for (const Json& rank : json["ranks"]) {
+    const Json& bytes = rank["bytes"];
+    EXPECT_GT(bytes["experts"], 0);
+    EXPECT_EQ(bytes["total"].get<int64_t>(), bytes["experts"].get<int64_t>() +
+                                                 bytes["attention"].get<int64_t>() +
+                                                 bytes["embedding"].get<int64_t>());
+    // 4 layers x K and V x 2 heads x 64 values x 4 bytes.
+    EXPECT_EQ(rank["kv_bytes_per_token"], 4096);
+  }
+}
+
+TEST(CliPlanTest, TheExpertMapIsReadable) {
+  const CommandResult result =
+      RunConclave({"plan", "--model", "demo/tiny_gpt_oss", "--workers", "4"});
+  EXPECT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("12-15"));
+  EXPECT_THAT(result.out, HasSubstr("rank 3"));
+}
+
+}  // namespace
+}  // namespace conclave::client

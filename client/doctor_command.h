@@ -1,0 +1,16 @@
+#ifndef CONCLAVE_CLIENT_DOCTOR_COMMAND_H_
+#define CONCLAVE_CLIENT_DOCTOR_COMMAND_H_
+
+// conclave doctor: says which kernels would run on this machine, and why.
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace conclave::client {
+
+// When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
+void AddDoctorCommand(CLI::App& app, std::function<int()>* run);
+
+}  // namespace conclave::client
+
+#endif  // CONCLAVE_CLIENT_DOCTOR_COMMAND_H_

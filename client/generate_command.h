@@ -1,0 +1,16 @@
+#ifndef CONCLAVE_CLIENT_GENERATE_COMMAND_H_
+#define CONCLAVE_CLIENT_GENERATE_COMMAND_H_
+
+// conclave generate: streams one continuation from a server.
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace conclave::client {
+
+// When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
+void AddGenerateCommand(CLI::App& app, std::function<int()>* run);
+
+}  // namespace conclave::client
+
+#endif  // CONCLAVE_CLIENT_GENERATE_COMMAND_H_

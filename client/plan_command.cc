@@ -1,0 +1,62 @@
+#include "client/plan_command.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+#include <string>
+
+#include "client/exit_code.h"
+#include "client/plan_report.h"
+#include "client/shape_flags.h"
+
+namespace conclave::client {
+namespace {
+
+constexpr char kName[] = "plan";
+
+struct Flags {
+  std::string model;
+  ShapeFlags shape;
+  std::string device = "cpu";
+  bool json = false;
+};
+
+int Run(const Flags& flags) {
+  const auto shape = Resolve(flags.shape);
+  if (!shape.ok()) return FailUsage(kName, std::string(shape.status().message()));
+  const auto config = model::LoadConfig(flags.model);
+  if (!config.ok()) return Fail(kName, config.status());
+  if (const auto status = model::CheckShape(*config, *shape); !status.ok()) {
+    return FailUsage(kName, std::string(status.message()));
+  }
+  const auto plan = MakePlan(flags.model, *config, *shape, flags.device == "cuda" ? 2 : 4);
+  if (!plan.ok()) return Fail(kName, plan.status());
+  if (flags.json) {
+    fmt::print("{}\n", Dump(PlanJson(*plan)));
+  } else {
+    fmt::print("{}", PlanText(*plan));
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddPlanCommand(CLI::App& app, std::function<int()>* run) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* command =
+      app.add_subcommand(kName, "Show what each worker would hold, reading only headers");
+  command->add_option("--model", flags->model, "Folder of the checkpoint")
+      ->type_name("DIR")
+      ->required();
+  AddShapeFlags(*command, &flags->shape);
+  command->add_option("--device", flags->device, "KV values take 4 bytes on cpu, 2 on cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_flag("--json", flags->json, "Print one JSON object (docs/cli.md lists its fields)");
+  command->footer(
+      "Example:\n"
+      "  conclave plan --model demo/tiny_gpt_oss --workers 4");
+  command->callback([flags, run] { *run = [flags] { return Run(*flags); }; });
+}
+
+}  // namespace conclave::client

@@ -1,0 +1,16 @@
+#ifndef CONCLAVE_CLIENT_PLAN_COMMAND_H_
+#define CONCLAVE_CLIENT_PLAN_COMMAND_H_
+
+// conclave plan: shows what each rank would hold, reading only headers.
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace conclave::client {
+
+// When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
+void AddPlanCommand(CLI::App& app, std::function<int()>* run);
+
+}  // namespace conclave::client
+
+#endif  // CONCLAVE_CLIENT_PLAN_COMMAND_H_

@@ -1,0 +1,31 @@
+#ifndef CONCLAVE_CLIENT_PROMPT_FLAGS_H_
+#define CONCLAVE_CLIENT_PROMPT_FLAGS_H_
+
+// The input of generate and classify: text, or token ids.
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "proto/conclave/v1/generation.pb.h"
+
+namespace conclave::client {
+
+struct PromptFlags {
+  std::string text;
+  std::string tokens;  // "1,2,3"
+  const CLI::Option* text_option = nullptr;
+  const CLI::Option* tokens_option = nullptr;
+};
+
+// Adds `text_flag` (such as "--prompt") and --tokens. `flags` must outlive the parse.
+void AddPromptFlags(CLI::App& command, const std::string& text_flag, PromptFlags* flags);
+
+// FAILED_PRECONDITION for wrong usage: not exactly one of the two, or something that is not a list
+// of ids. INVALID_ARGUMENT for text that is not UTF-8, which gRPC cannot carry. What an empty input
+// or an id out of range means is for the server to say.
+absl::StatusOr<v1::Prompt> ToPrompt(const PromptFlags& flags);
+
+}  // namespace conclave::client
+
+#endif  // CONCLAVE_CLIENT_PROMPT_FLAGS_H_

@@ -1,0 +1,67 @@
+#ifndef CONCLAVE_CLIENT_SERVE_OPTIONS_H_
+#define CONCLAVE_CLIENT_SERVE_OPTIONS_H_
+
+// What `conclave serve` was asked for, and the command lines of its children.
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "client/server_flags.h"
+#include "client/shape_flags.h"
+#include "model/model_source.h"
+#include "model/placement.h"
+
+namespace conclave::client {
+
+struct ServeOptions {
+  std::string model;
+  std::string weights = "file";
+  model::RandomWeights random_flags;  // for --weights random
+  std::string tokenizer;              // a file; empty: the one in the model's folder
+  std::vector<std::string> heads;     // NAME=DIR
+  ShapeFlags shape_flags{.workers = 1};
+  std::string device = "cpu";
+  std::string listen = kDefaultServer;
+  std::string internal_listen = "127.0.0.1:0";
+  int threads = 0;  // of each worker; 0: its share of the processors
+  std::string log_level = "info";
+  std::string log_dir;  // empty: children's logs go to stderr
+  bool no_restart = false;
+  // Flags with their values that only the coordinator knows, in the order given.
+  std::vector<std::string> coordinator_flags;
+
+  // What the flags say of the model.
+  model::ModelSource source() const;
+
+  // Filled in after the parse.
+  model::ParallelShape shape;
+  std::string coordinator_binary;
+  std::string worker_binary;
+};
+
+// `options` must outlive the parse.
+void AddServeFlags(CLI::App& command, ServeOptions* options);
+
+// "sentiment=heads/a" -> {"sentiment", "heads/a"}. INVALID_ARGUMENT when it is not of that form.
+struct HeadFlag {
+  std::string name;
+  std::string dir;
+};
+absl::StatusOr<HeadFlag> ParseHead(const std::string& flag);
+
+// The address to bind: `listen` and `internal_listen` as given at first; a coordinator that is
+// started again gets those that the first one chose.
+std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std::string& listen,
+                                         const std::string& internal_listen);
+
+// `internal` is where the coordinator waits for workers. Workers reach each other over loopback.
+std::vector<std::string> WorkerArgv(const ServeOptions& options, const std::string& internal);
+
+// Where a client on this machine reaches what listens at `address`: 0.0.0.0 and [::] are not
+// addresses to dial.
+std::string DialAddress(const std::string& address);
+
+}  // namespace conclave::client
+
+#endif  // CONCLAVE_CLIENT_SERVE_OPTIONS_H_

@@ -1,0 +1,169 @@
+#include "client/serve_session.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <array>
+#include <cstdio>
+#include <string_view>
+#include <utility>
+
+#include "base/status_macros.h"
+
+namespace conclave::client {
+namespace {
+
+constexpr int kCoordinator = 0;  // its child number; workers follow
+
+// Before the service ever ran, a child that keeps ending is a mistake that time will not mend.
+constexpr int kMaxFailuresAtStart = 5;
+
+// A safety net under SIGCHLD and the pipes, which wake us at once.
+constexpr absl::Duration kStep = absl::Milliseconds(200);
+
+// The rest of `line` when it begins with "`word` ".
+std::string After(std::string_view word, std::string_view line) {
+  if (!line.starts_with(word) || line.size() <= word.size() || line[word.size()] != ' ') return "";
+  return std::string(line.substr(word.size() + 1));
+}
+
+}  // namespace
+
+ServeSession::ServeSession(const ServeOptions& options, ServeDisplay* display)
+    : options_(options),
+      display_(display),
+      stop_signals_({SIGINT, SIGTERM, SIGHUP}),
+      child_signals_({SIGCHLD}),
+      supervisor_({.restart = !options.no_restart, .backoff = {}}, this) {}
+
+absl::Status ServeSession::Run() {
+  failure_ = StartCoordinator();
+  while (failure_.ok() && !stopping_) {
+    const std::array<int, 3> wake = {stop_signals_.fd(), child_signals_.fd(),
+                                     monitor_ ? monitor_->fd() : child_signals_.fd()};
+    supervisor_.Step(kStep, wake);
+    while (child_signals_.Take() != 0) {
+    }
+    if (monitor_) OnSnapshot(monitor_->Take());
+    if (phase_ == Phase::kStarting && !listen_.empty() && !internal_.empty()) {
+      failure_.Update(StartWorkers());
+    }
+    stopping_ = stop_signals_.Take() != 0;
+  }
+  monitor_.reset();
+  display_->EndProgress();
+  if (stopping_) display_->Message("stopping (once more to stop at once)");
+  const std::array<int, 1> hurry = {stop_signals_.fd()};
+  supervisor_.StopAll(hurry);
+  return failure_;
+}
+
+absl::Status ServeSession::StartCoordinator() {
+  return supervisor_
+      .Start({.name = "coordinator",
+              .argv = CoordinatorArgv(options_, options_.listen, options_.internal_listen),
+              .log_file = LogFile("coordinator"),
+              .lines_of_stdout = true})
+      .status();
+}
+
+absl::Status ServeSession::StartWorkers() {
+  phase_ = Phase::kForming;
+  fmt::print("internal {}\n", internal_);
+  std::fflush(stdout);
+  // A coordinator that is started again is found where the workers and clients know it.
+  supervisor_.set_argv(kCoordinator, CoordinatorArgv(options_, listen_, internal_));
+  const int workers = options_.shape.world();
+  display_->Message(fmt::format("starting {} worker{} (dp {} x tp {}) on {}", workers,
+                                workers == 1 ? "" : "s", options_.shape.dp, options_.shape.tp,
+                                options_.device));
+  for (int i = 0; i < workers; ++i) {
+    const std::string name = fmt::format("worker {}", i);
+    RETURN_IF_ERROR(supervisor_
+                        .Start({.name = name,
+                                .argv = WorkerArgv(options_, DialAddress(internal_)),
+                                .log_file = LogFile(fmt::format("worker-{}", i)),
+                                .lines_of_stdout = false})
+                        .status());
+  }
+  monitor_ = std::make_unique<ServeMonitor>(DialAddress(listen_));
+  return absl::OkStatus();
+}
+
+void ServeSession::OnSnapshot(ServeSnapshot snapshot) {
+  for (const auto& rank : snapshot.cluster.ranks()) {
+    rank_of_[static_cast<pid_t>(rank.pid())] = static_cast<int>(rank.rank());
+  }
+  if (!snapshot.serving) {
+    display_->Progress(snapshot.cluster);
+  } else if (!serving_) {
+    display_->EndProgress();
+    if (phase_ == Phase::kForming) {
+      phase_ = Phase::kServing;
+      fmt::print("serving {}\n", listen_);
+      std::fflush(stdout);
+    } else {
+      display_->Message("serving again");
+    }
+  }
+  serving_ = snapshot.serving;
+}
+
+void ServeSession::OnLine(int child, bool is_stdout, const std::string& line) {
+  if (child == kCoordinator && is_stdout) {
+    const std::string internal = After("internal", line);
+    const std::string listen = After("listening", line);
+    if (!internal.empty()) internal_ = internal;
+    if (!listen.empty()) listen_ = listen;
+    if (!internal.empty() || !listen.empty()) return;
+  }
+  if (!is_stdout && !line.empty()) last_line_[child] = line;
+  display_->ChildLine(Label(child), line);
+}
+
+void ServeSession::OnExit(const Exit& exit) {
+  if (stopping_ || !failure_.ok()) return;
+  failure_ = JudgeExit(exit);
+  if (!failure_.ok()) return;
+  const std::string next =
+      exit.restart_in == absl::InfiniteDuration()
+          ? "not started again (--no-restart)"
+          : fmt::format("starting it again in {:.1f} s", absl::ToDoubleSeconds(exit.restart_in));
+  display_->Message(
+      fmt::format("{} ended: {}; {}", Label(exit.child), DescribeExit(exit.wait_status), next));
+}
+
+absl::Status ServeSession::JudgeExit(const Exit& exit) const {
+  const bool coordinator = exit.child == kCoordinator;
+  const bool no_restart = options_.no_restart;
+  std::string when;
+  if (phase_ == Phase::kStarting) {
+    when = " before it listened";
+  } else if (phase_ == Phase::kForming && no_restart) {
+    when = " before the service was ready";
+  } else if (phase_ == Phase::kForming && exit.failures >= kMaxFailuresAtStart) {
+    when = fmt::format(" for the {}th time before the service was ready", exit.failures);
+  } else if (phase_ == Phase::kServing && no_restart && coordinator) {
+    when = "";
+  } else {
+    return absl::OkStatus();
+  }
+  const auto last = last_line_.find(exit.child);
+  std::string reason = ": see the lines above";
+  if (!options_.log_dir.empty()) reason = ": see its log in " + options_.log_dir;
+  if (last != last_line_.end()) reason = ": " + last->second;
+  return absl::InternalError(fmt::format("{} ended with {}{}{}", Label(exit.child),
+                                         DescribeExit(exit.wait_status), when, reason));
+}
+
+std::string ServeSession::LogFile(const std::string& child) const {
+  return options_.log_dir.empty() ? "" : fmt::format("{}/{}.log", options_.log_dir, child);
+}
+
+std::string ServeSession::Label(int child) const {
+  if (child == kCoordinator) return supervisor_.name(child);
+  const auto rank = rank_of_.find(supervisor_.pid(child));
+  return rank == rank_of_.end() ? supervisor_.name(child) : fmt::format("rank {}", rank->second);
+}
+
+}  // namespace conclave::client

@@ -1,0 +1,141 @@
+#include "client/status_command.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "client/client.h"
+#include "client/exit_code.h"
+#include "client/format.h"
+#include "client/json_shapes.h"
+#include "client/server_flags.h"
+
+namespace conclave::client {
+namespace {
+
+constexpr char kName[] = "status";
+
+struct Flags {
+  ServerFlags server{.timeout_seconds = 10};
+  bool json = false;
+};
+
+// Experts of one rank: one range when all layers agree, else how many per layer.
+std::string ExpertSummary(const v1::Rank& rank) {
+  if (rank.layers().empty()) return "-";
+  const auto ids = [](const v1::LayerExperts& layer) {
+    return FormatRanges({layer.experts().data(), static_cast<size_t>(layer.experts_size())});
+  };
+  const std::string first = ids(rank.layers(0));
+  const bool same = std::all_of(rank.layers().begin(), rank.layers().end(),
+                                [&](const auto& layer) { return ids(layer) == first; });
+  if (same) return first;
+  const auto [least, most] = std::minmax_element(
+      rank.layers().begin(), rank.layers().end(),
+      [](const auto& a, const auto& b) { return a.experts_size() < b.experts_size(); });
+  return least->experts_size() == most->experts_size()
+             ? fmt::format("{} per layer", least->experts_size())
+             : fmt::format("{} to {} per layer", least->experts_size(), most->experts_size());
+}
+
+uint64_t Load(const v1::Rank& rank) {
+  uint64_t sum = 0;
+  for (const auto& layer : rank.layers()) {
+    sum = std::accumulate(layer.load().begin(), layer.load().end(), sum);
+  }
+  return sum;
+}
+
+void PrintRanks(const v1::GetClusterResponse& cluster) {
+  uint64_t total = 0;
+  for (const auto& rank : cluster.ranks()) total += Load(rank);
+  Table table({"rank", "dp", "tp", "device", "pid", "weights", "kv", "free", "experts", "load",
+               "exchange"});
+  for (const auto& rank : cluster.ranks()) {
+    const double share =
+        total == 0 ? 0 : 100.0 * static_cast<double>(Load(rank)) / static_cast<double>(total);
+    table.AddRow({std::to_string(rank.rank()), std::to_string(rank.dp_rank()),
+                  std::to_string(rank.tp_rank()), rank.device(), std::to_string(rank.pid()),
+                  FormatBytes(rank.memory().weight_bytes()), FormatBytes(rank.memory().kv_bytes()),
+                  FormatBytes(rank.memory().free_bytes()), ExpertSummary(rank),
+                  fmt::format("{:.0f} %", share), FormatBytes(rank.exchange_bytes())});
+  }
+  fmt::print("{}", table.ToString());
+}
+
+// Where the ranks' steps spent their time.
+void PrintTimes(const v1::GetClusterResponse& cluster) {
+  Table table({"rank", "compute s", "exchange s", "wait s", "compute", "exchange", "wait"});
+  for (const auto& rank : cluster.ranks()) {
+    const double move = std::max(0.0, rank.exchange_seconds() - rank.wait_seconds());
+    const double all = rank.compute_seconds() + move + rank.wait_seconds();
+    const auto share = [all](double part) {
+      return fmt::format("{:.0f} %", all > 0 ? 100 * part / all : 0);
+    };
+    table.AddRow({std::to_string(rank.rank()), fmt::format("{:.2f}", rank.compute_seconds()),
+                  fmt::format("{:.2f}", move), fmt::format("{:.2f}", rank.wait_seconds()),
+                  share(rank.compute_seconds()), share(move), share(rank.wait_seconds())});
+  }
+  fmt::print("{}", table.ToString());
+}
+
+std::string BlocksText(const v1::KvBlocks& blocks) {
+  return fmt::format("{} of {} (at most {} for one sequence)", blocks.used(), blocks.total(),
+                     blocks.max_per_sequence());
+}
+
+void PrintCounters(const v1::Counters& counters) {
+  fmt::print("requests       {} running, {} queued, {} finished, {} failed, {} cancelled\n",
+             counters.running(), counters.queued(), counters.requests_finished(),
+             counters.requests_failed(), counters.requests_cancelled());
+  fmt::print("computed       {} tokens in {} steps ({} dropped as overrun)\n",
+             counters.tokens_computed(), counters.steps(), counters.overrun_tokens());
+  fmt::print("plans          {} in flight at most\n", counters.max_plans_in_flight());
+  fmt::print("KV blocks      full layers {}\n", BlocksText(counters.full_blocks()));
+  fmt::print("               sliding layers {}\n", BlocksText(counters.sliding_blocks()));
+}
+
+void PrintCluster(const v1::GetClusterResponse& cluster) {
+  fmt::print("state          {}", v1::ClusterState_Name(cluster.state()));
+  if (cluster.state() == v1::LOADING) fmt::print(" ({:.0f} %)", 100 * cluster.load_progress());
+  fmt::print(", epoch {}, {} ranks (dp {} x tp {})\n", cluster.epoch(), cluster.ranks_size(),
+             cluster.dp(), cluster.tp());
+  if (!cluster.problem().empty()) fmt::print("problem        {}\n", cluster.problem());
+  fmt::print("\n");
+  PrintRanks(cluster);
+  fmt::print("\n");
+  PrintTimes(cluster);
+  fmt::print("\n");
+  PrintCounters(cluster.counters());
+}
+
+int Run(const Flags& flags) {
+  Client client(flags.server.server);
+  const auto cluster = client.GetCluster(flags.server.call_options());
+  if (!cluster.ok()) return FailCall(kName, flags.server.server, cluster.status());
+  if (flags.json) {
+    fmt::print("{}\n", Dump(ClusterJson(*cluster)));
+  } else {
+    PrintCluster(*cluster);
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddStatusCommand(CLI::App& app, std::function<int()>* run) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* command = app.add_subcommand(kName, "Show the workers behind a server, and counters");
+  AddServerFlags(*command, &flags->server);
+  command->add_flag("--json", flags->json, "Print one JSON object (docs/cli.md lists its fields)");
+  command->footer(
+      "Example:\n"
+      "  conclave status --server 127.0.0.1:50051");
+  command->callback([flags, run] { *run = [flags] { return Run(*flags); }; });
+}
+
+}  // namespace conclave::client
