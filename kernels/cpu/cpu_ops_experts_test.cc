@@ -1,10 +1,12 @@
 // Router and experts through Ops, against float64, and the traps of gpt-oss's experts.
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/experts.h"
 #include "kernels/cpu/ops_fixture.h"
 #include "kernels/ops.h"
 #include "kernels/reference/random_data.h"
@@ -166,6 +168,18 @@ void ExpectAgreesWithFloat64(const ExpertData& data, const StepTokens& step, con
     for (int64_t i = 0; i < data.H(); ++i) sum[i] += double{step.weights[at]} * y[i];
   }
   EXPECT_LT(reference::RelativeError(result.partial.data() + row * data.H(), sum), 5e-6);
+}
+
+// The limits that random weights do not reach: the gate has an upper one only.
+TEST(ExpertOpsTest, SwiGluClampsTheGateAboveAndUpOnBothSides) {
+  constexpr SwiGlu kSwiGlu = {.limit = 7, .alpha = 1.702f};
+  for (const float gate : {-80.0f, -9.0f, -7.0f, -1.0f, 0.0f, 2.0f, 7.0f, 9.0f}) {
+    for (const float up : {-9.0f, -7.0f, -1.0f, 0.0f, 3.0f, 7.0f, 9.0f}) {
+      const double expected = reference::SwiGlu(gate, up, 7, 1.702);
+      EXPECT_NEAR(ClampedSwiGlu(gate, up, kSwiGlu), expected, 1e-30 + 5e-6 * std::abs(expected))
+          << gate << ", " << up;
+    }
+  }
 }
 
 TEST(ExpertOpsTest, AgreeWithFloat64) {

@@ -117,7 +117,10 @@ struct Mxfp4Rows {
 void RunMatmulMxfp4(const Mxfp4Matrix& matrix, int64_t begin, int64_t end,
                     std::span<const float* const> x, float* out, int64_t out_stride) {
   const Mxfp4Rows rows = {matrix.blocks, matrix.scales, matrix.cols / kBlockColumns};
-  AllTokens<2>(rows, begin, end - begin, x.data(), static_cast<int64_t>(x.size()), out, out_stride);
+  // Enough sums to hide the latency of the multiply-adds, within the registers there are.
+  constexpr int kSingleTokenRows = kParts == 1 ? 4 : 2;
+  AllTokens<kSingleTokenRows>(rows, begin, end - begin, x.data(), static_cast<int64_t>(x.size()),
+                              out, out_stride);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
