@@ -1,7 +1,8 @@
 #ifndef CONCLAVE_BASE_CLOCK_H_
 #define CONCLAVE_BASE_CLOCK_H_
 
-// Monotonic time behind an interface, so that tests decide what time it is.
+// Time behind an interface, so that tests decide what time it is. SystemClock is the wall clock,
+// which deadlines of calls are stated in; it may jump.
 
 #include <atomic>
 

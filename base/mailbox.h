@@ -33,6 +33,12 @@ class Mailbox {
     return message;
   }
 
+  // Messages that wait now.
+  size_t size() const {
+    absl::MutexLock lock(&mutex_);
+    return queue_.size();
+  }
+
   // Any thread. What was posted before is still delivered.
   void Close() {
     absl::MutexLock lock(&mutex_);

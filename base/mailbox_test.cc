@@ -11,6 +11,7 @@ namespace {
 TEST(MailboxTest, DeliversInTheOrderOfPosting) {
   Mailbox<int> mailbox;
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(mailbox.Post(i));
+  EXPECT_EQ(mailbox.size(), 3u);
   for (int i = 0; i < 3; ++i) EXPECT_EQ(mailbox.Take(absl::ZeroDuration()), i);
   EXPECT_EQ(mailbox.Take(absl::ZeroDuration()), std::nullopt);
 }

@@ -19,6 +19,12 @@ CONCLAVE_COPTS = [
     "-Werror",
 ]
 
+# Warnings are GCC's business: clang, which only fuzzing uses, has others.
+_WARNINGS = select({
+    "//bazel:fuzz": ["-w"],
+    "//conditions:default": CONCLAVE_COPTS,
+})
+
 # For arithmetic in inner loops. A debug or sanitizer build keeps its own level.
 _HOT_COPTS = select({
     "//bazel:debug": [],
@@ -27,7 +33,7 @@ _HOT_COPTS = select({
 })
 
 def _copts(copts, hot):
-    return CONCLAVE_COPTS + copts + (_HOT_COPTS if hot else [])
+    return _WARNINGS + copts + (_HOT_COPTS if hot else [])
 
 def conclave_cc_library(name, copts = [], hot = False, **kwargs):
     """A library: one per header pair.
@@ -43,6 +49,25 @@ def conclave_cc_library(name, copts = [], hot = False, **kwargs):
 def conclave_cc_binary(name, copts = [], hot = False, **kwargs):
     """A program. Arguments as for conclave_cc_library."""
     native.cc_binary(name = name, copts = _copts(copts, hot), **kwargs)
+
+def conclave_fuzz_binary(name, function, deps):
+    """A libFuzzer program; builds with --config=fuzz only (tools/fuzz).
+
+    Args:
+      name: ends in `_fuzzer`.
+      function: the fuzzed one, declared in tests/fuzz/targets.h.
+      deps: the library that defines it.
+    """
+    native.cc_binary(
+        name = name,
+        srcs = ["libfuzzer_main.cc"],
+        copts = _copts([], False),
+        linkopts = ["-fsanitize=fuzzer"],
+        local_defines = ["CONCLAVE_FUZZ_FUNCTION=" + function],
+        tags = ["manual"],
+        testonly = True,
+        deps = deps + [":targets"],
+    )
 
 def conclave_cc_test(name, deps = [], copts = [], hot = False, main = True, size = "small", **kwargs):
     """A GoogleTest program.

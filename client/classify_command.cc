@@ -1,10 +1,12 @@
 #include "client/classify_command.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/status_macros.h"
 #include "client/client.h"
@@ -25,6 +27,17 @@ struct Flags {
   std::string head;
   bool json = false;
 };
+
+// A head may be left out when there is just one.
+absl::Status CheckHeadGiven(const v1::GetModelResponse& model, const std::string& head) {
+  if (!head.empty() || model.heads_size() <= 1) return absl::OkStatus();
+  std::vector<std::string> names;
+  for (const auto& info : model.heads()) names.push_back(info.name());
+  return absl::InvalidArgumentError(
+      fmt::format("the server has several heads ({}): name one with "
+                  "--head",
+                  fmt::join(names, ", ")));
+}
 
 // The method that serves `head`. A head the server does not have goes to a method that it serves,
 // whose error then lists the heads.
@@ -107,6 +120,7 @@ absl::Status ClassifyTokens(Client& client, const Flags& flags, v1::Prompt promp
 absl::Status Classify(const Flags& flags, v1::Prompt prompt) {
   Client client(flags.server.server);
   ASSIGN_OR_RETURN(const auto model, client.GetModel(flags.server.call_options()));
+  RETURN_IF_ERROR(CheckHeadGiven(model, flags.head));
   return KindOf(model, flags.head) == v1::HeadInfo::TOKEN
              ? ClassifyTokens(client, flags, std::move(prompt))
              : ClassifySequence(client, flags, std::move(prompt));

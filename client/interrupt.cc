@@ -13,7 +13,7 @@
 
 namespace conclave::client {
 
-SignalFd::SignalFd(std::initializer_list<int> signals) {
+SignalFd::SignalFd(const std::vector<int>& signals) {
   sigset_t set;
   sigemptyset(&set);
   for (const int signal : signals) sigaddset(&set, signal);

@@ -7,8 +7,8 @@
 //   ... poll(signals.fd()) ...  while (int signal = signals.Take()) ...
 
 #include <functional>
-#include <initializer_list>
 #include <thread>
+#include <vector>
 
 namespace conclave::client {
 
@@ -16,7 +16,7 @@ namespace conclave::client {
 // instead.
 class SignalFd {
  public:
-  explicit SignalFd(std::initializer_list<int> signals);
+  explicit SignalFd(const std::vector<int>& signals);
   ~SignalFd();
   SignalFd(const SignalFd&) = delete;
   SignalFd& operator=(const SignalFd&) = delete;

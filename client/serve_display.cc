@@ -13,12 +13,11 @@ constexpr char kEraseLine[] = "\r\x1b[K";
 
 // Empty when there is nothing to wait for.
 std::string StateText(const v1::GetClusterResponse& cluster, int percent) {
+  if (cluster.state() == v1::LOADING) return fmt::format("loading weights, {} %", percent);
   if (!cluster.problem().empty()) return cluster.problem();
   switch (cluster.state()) {
     case v1::FORMING:
       return "waiting for workers";
-    case v1::LOADING:
-      return fmt::format("loading weights, {} %", percent);
     case v1::RECOVERING:
       return "a worker was lost, waiting for another";
     default:

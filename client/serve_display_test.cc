@@ -13,6 +13,8 @@ v1::GetClusterResponse Loading(double progress) {
   v1::GetClusterResponse cluster;
   cluster.set_state(v1::LOADING);
   cluster.set_load_progress(progress);
+  cluster.set_problem(
+      "the workers are loading the model");  // as the coordinator says all the while
   return cluster;
 }
 

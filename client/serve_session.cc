@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/status_macros.h"
 
@@ -27,12 +28,22 @@ std::string After(std::string_view word, std::string_view line) {
   return std::string(line.substr(word.size() + 1));
 }
 
+// A hang-up stops the service too, unless it is ignored: nohup means what it says.
+std::vector<int> StopSignals() {
+  std::vector<int> signals = {SIGINT, SIGTERM};
+  struct sigaction hang_up = {};
+  if (sigaction(SIGHUP, nullptr, &hang_up) == 0 && hang_up.sa_handler != SIG_IGN) {
+    signals.push_back(SIGHUP);
+  }
+  return signals;
+}
+
 }  // namespace
 
 ServeSession::ServeSession(const ServeOptions& options, ServeDisplay* display)
     : options_(options),
       display_(display),
-      stop_signals_({SIGINT, SIGTERM, SIGHUP}),
+      stop_signals_(StopSignals()),
       child_signals_({SIGCHLD}),
       supervisor_({.restart = !options.no_restart, .backoff = {}}, this) {}
 

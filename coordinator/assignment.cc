@@ -29,6 +29,10 @@ internal::v1::Placement ToProto(const model::Placement& placement) {
   return proto;
 }
 
+bool WeightsArePrivate(const ClusterOptions& options) {
+  return options.copies_weights || options.random_weights.has_value();
+}
+
 MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
   const model::Config& config = options.config;
   const int64_t block_layer_bytes =
@@ -36,6 +40,7 @@ MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
                                                  cuda ? kCudaValueBytes : kCpuValueBytes);
   return {
       .weight_bytes = options.weight_bytes,
+      .weights_are_private = WeightsArePrivate(options),
       .model_bytes = options.model_bytes,
       .activation_bytes = EstimateActivationBytes(config, options.shape, options.max_step_tokens),
       .full_block_bytes = block_layer_bytes * config.num_layers_of(model::LayerType::kFull),
@@ -45,13 +50,17 @@ MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
                                  std::max(1, config.sliding_window))};
 }
 
-RankMemory MemoryOf(const ClusterMember& member) {
-  const int64_t held = member.ready.has_value() ? Clamped(member.ready->kv_bytes()) : 0;
+RankMemory MemoryOf(const ClusterOptions& options, const ClusterMember& member) {
+  int64_t held = 0;
+  if (member.ready.has_value()) {
+    held = Clamped(member.ready->kv_bytes());
+    if (WeightsArePrivate(options)) held += Clamped(member.ready->weight_bytes());
+  }
   return {.host_id = member.registration.host_id(),
           .cuda = member.registration.device() == "cuda",
           .total_bytes = Clamped(member.registration.total_memory_bytes()),
           .free_bytes = Clamped(member.free_memory_bytes),
-          .held_kv_bytes = held};
+          .held_bytes = held};
 }
 
 }  // namespace
@@ -73,13 +82,18 @@ internal::v1::Assignment MakeAssignment(const ClusterOptions& options, uint64_t 
   assignment.set_max_step_tokens(options.max_step_tokens);
   assignment.set_require_mxfp4(options.require_mxfp4);
   assignment.set_allow_forced_routing(options.allow_forced_routing);
+  if (options.random_weights.has_value()) {
+    internal::v1::RandomWeights* random = assignment.mutable_random_weights();
+    random->set_seed(options.random_weights->seed);
+    random->set_layers(static_cast<uint32_t>(options.random_weights->layers));
+  }
   return assignment;
 }
 
 absl::StatusOr<internal::v1::CacheShape> FitMembers(const ClusterOptions& options,
                                                     std::span<const ClusterMember* const> by_rank) {
   std::vector<RankMemory> memory;
-  for (const ClusterMember* member : by_rank) memory.push_back(MemoryOf(*member));
+  for (const ClusterMember* member : by_rank) memory.push_back(MemoryOf(options, *member));
   const bool cuda = !memory.empty() && memory.front().cuda;
   return FitMemory(Needs(options, cuda), memory, options.kv_cache_bytes);
 }

@@ -51,9 +51,7 @@ absl::StatusOr<Inputs> ParseInputs(const ServingModel& model, model::Architectur
   RETURN_IF_ERROR(ParseRequest(bytes, &request));
   Inputs inputs;
   ASSIGN_OR_RETURN(inputs.head, FindHead(model, kind, request.head()));
-  if (request.inputs().empty()) {
-    return absl::InvalidArgumentError("inputs is empty: at least one");
-  }
+  RETURN_IF_ERROR(CheckBatchSize(model, "inputs", request.inputs_size()));
   for (int i = 0; i < request.inputs_size(); ++i) {
     ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
                      TranslatePrompt(model, request.inputs(i), fmt::format("inputs[{}]", i),

@@ -13,6 +13,7 @@ absl::Status PlanModel(const model::Checkpoint& checkpoint, ClusterOptions& opti
        model::PlanWeights(options.config, checkpoint, options.shape, options.placement)) {
     options.weight_bytes.push_back(bytes.total());
   }
+  options.copies_weights = checkpoint.layout() == model::Layout::kBf16;
   options.model_bytes = model::PlanWeights(options.config, checkpoint, {.dp = 1, .tp = 1},
                                            model::BalancedPlacement(options.config, 1))
                             .front()

@@ -4,6 +4,7 @@
 // What a group of workers is to serve, decided before the first worker registers.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "coordinator/engine.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/model_source.h"
 #include "model/placement.h"
 
 namespace conclave::coordinator {
@@ -18,6 +20,8 @@ namespace conclave::coordinator {
 struct ClusterOptions {
   model::ParallelShape shape;
   std::string model_dir;
+  // Every rank makes them up for itself; otherwise they are read from model_dir.
+  std::optional<model::RandomWeights> random_weights;
   model::Config config;
   std::vector<Head> heads;
 
@@ -26,6 +30,9 @@ struct ClusterOptions {
   model::Placement placement;
   std::vector<int64_t> weight_bytes;
   int64_t model_bytes = 0;
+  // On the CPU, experts in the transposed bf16 layout are copied to private memory; other files are
+  // served from their map.
+  bool copies_weights = false;
 
   // As in SchedulerOptions.
   int max_step_tokens = 512;

@@ -56,6 +56,7 @@ void AddRank(const Cluster& cluster, const ClusterMember& member, v1::Rank& rank
   }
   rank.set_compute_seconds(member.stats.compute_seconds());
   rank.set_exchange_seconds(member.stats.exchange_seconds());
+  rank.set_wait_seconds(member.stats.wait_seconds());
   rank.set_dispatched_copies(member.stats.dispatched_copies());
   rank.set_exchange_bytes(member.stats.exchange_bytes());
   AddLayers(options.placement, member, rank);

@@ -7,15 +7,14 @@
 #include <pthread.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <csignal>
 #include <cstdio>
-#include <filesystem>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "base/logging.h"
+#include "base/mapped_files.h"
+#include "base/one_line.h"
 #include "base/status_macros.h"
 #include "coordinator/coordinator_server.h"
 
@@ -32,6 +31,8 @@ constexpr char kExample[] =
 
 struct Flags {
   std::vector<std::string> heads;
+  std::string weights = "file";
+  model::RandomWeights random;
   int workers = 1;
   int dp = 0;
   int tp = 0;
@@ -41,9 +42,7 @@ struct Flags {
 };
 
 int Fail(const std::string& message, int code) {
-  std::string line = message;
-  std::replace(line.begin(), line.end(), '\n', ' ');
-  fmt::print(stderr, "conclave-coordinator: {}\n", line);
+  fmt::print(stderr, "conclave-coordinator: {}\n", base::OneLine(message));
   return code;
 }
 
@@ -69,6 +68,14 @@ void DeclareModel(CLI::App& app, Flags& flags) {
   app.add_option("--head", flags.heads, "attach a classification head (may be repeated)")
       ->type_name("NAME=DIR")
       ->take_all();
+  app.add_option("--weights", flags.weights,
+                 "file, or random: made up from --seed, only config.json is read")
+      ->check(CLI::IsMember({"file", "random"}))
+      ->capture_default_str();
+  app.add_option("--seed", flags.random.seed, "of random weights")->capture_default_str();
+  app.add_option("--layers", flags.random.layers, "of random weights: the first N; 0: all")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
   app.add_flag("--allow-forced-routing", model.allow_forced_routing,
                "test hook: requests may choose experts (loopback only)");
 }
@@ -101,18 +108,18 @@ void DeclareEngine(CLI::App& app, Flags& flags) {
 }
 
 absl::Status Resolve(Flags& flags) {
-  static const std::map<std::string, ExchangeChoice> kChoices = {
-      {"auto", ExchangeChoice::kAuto},
-      {"fixed", ExchangeChoice::kFixed},
-      {"exact", ExchangeChoice::kExact},
-      {"replicated", ExchangeChoice::kReplicated}};
-  flags.options.engine.exchange = kChoices.at(flags.exchange);
+  ASSIGN_OR_RETURN(flags.options.engine.exchange, ParseExchangeChoice(flags.exchange));
   for (const std::string& head : flags.heads) {
     const size_t equals = head.find('=');
     if (equals == 0 || equals == std::string::npos || equals + 1 == head.size()) {
       return absl::InvalidArgumentError(fmt::format("--head {}: it has the form NAME=DIR", head));
     }
     flags.options.model.heads.emplace_back(head.substr(0, equals), head.substr(equals + 1));
+  }
+  if (flags.weights == "random") {
+    flags.options.model.random_weights = flags.random;
+  } else if (flags.random.seed != 0 || flags.random.layers != 0) {
+    return absl::InvalidArgumentError("--seed and --layers are for --weights random");
   }
   ServingLimits& limits = flags.options.model.limits;
   limits.max_running = flags.options.engine.cluster.max_running;
@@ -144,6 +151,8 @@ int Serve(const CoordinatorOptions& options) {
 }  // namespace
 
 int Main(int argc, char** argv) {
+  // gRPC's own lines would stand beside ours; what matters comes back as a status.
+  setenv("GRPC_VERBOSITY", "NONE", 0);
   CLI::App app("Coordinates a group of workers that serve one gpt-oss model.",
                "conclave-coordinator");
   app.footer(kExample);
@@ -167,4 +176,7 @@ int Main(int argc, char** argv) {
 
 }  // namespace conclave::coordinator
 
-int main(int argc, char** argv) { return conclave::coordinator::Main(argc, argv); }
+int main(int argc, char** argv) {
+  conclave::base::ReportUnreadableFiles("conclave-coordinator");
+  return conclave::coordinator::Main(argc, argv);
+}

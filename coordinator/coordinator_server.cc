@@ -25,6 +25,7 @@ namespace {
 
 // A batch of long prompts fits; an accident does not.
 constexpr int kMaxRequestBytes = 64 << 20;
+constexpr int kMinPingMs = 5'000;
 // Calls still open when the servers go down are cut after this.
 constexpr absl::Duration kShutdownLimit = absl::Seconds(2);
 
@@ -50,6 +51,8 @@ absl::StatusOr<Listener> Listen(const std::string& flag, const std::string& addr
   // Two processes must not share a port by accident.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  // Workers and long streams may ask this often whether we are still here.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
   builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
   for (grpc::Service* service : services) builder.RegisterService(service);
   Listener listener;
@@ -79,7 +82,7 @@ class Server final : public CoordinatorServer {
                      Listen("--internal-listen", options.internal_listen, {&*registry_}));
     ASSIGN_OR_RETURN(public_, Listen("--listen", options.listen,
                                      {&*generation_, &*classification_, &*models_, &*cluster_}));
-    std::vector<grpc::Server*> servers = {public_.server.get()};
+    std::vector<grpc::Server*> servers = {public_.server.get(), internal_.server.get()};
     if (!options.health_listen.empty()) {
       ASSIGN_OR_RETURN(health_, Listen("--health-listen", options.health_listen, {}));
       servers.push_back(health_.server.get());
@@ -124,6 +127,7 @@ class Server final : public CoordinatorServer {
 absl::Status FillEngineOptions(const ServingModel& model, EngineOptions& engine) {
   ClusterOptions& cluster = engine.cluster;
   cluster.model_dir = model.dir;
+  cluster.random_weights = model.random_weights;
   cluster.config = model.config;
   cluster.heads = model.heads;
   cluster.allow_forced_routing = model.allow_forced_routing;

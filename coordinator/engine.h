@@ -30,6 +30,7 @@ using RequestId = uint64_t;
 // One generated token.
 struct TokenEvent {
   int token = 0;
+  bool is_stop = false;                    // ends the sequence: its text is not part of the reply
   float logprob = 0;                       // if the request asked for log-probabilities
   std::vector<std::pair<int, float>> top;  // by falling logprob
 };

@@ -162,20 +162,22 @@ void EngineLoop::Run() {
   mailbox_.Close();
   scheduler_.FailAll(absl::UnavailableError("the coordinator stops"));
   cluster_.Shutdown();
-  while (!Drain()) {  // ends what was submitted meanwhile
-  }
+  while (!mailbox_.closed()) Drain();  // ends what was submitted meanwhile
   Publish();
 }
 
-// Waits for a message and handles those that are there. False when some are left.
+// Waits for a message and handles those that are there. True when everything has been heard that
+// was said before the last true: callers without end must not keep the clock from ticking.
 bool EngineLoop::Drain() {
-  int handled = 0;
-  for (std::optional<Message> message = mailbox_.Take(WaitLimit()); message.has_value();
-       message = mailbox_.Take(absl::ZeroDuration())) {
+  std::optional<Message> message = mailbox_.Take(WaitLimit());
+  if (unheard_ == 0) unheard_ = mailbox_.size() + (message.has_value() ? 1 : 0);
+  bool heard = unheard_ == 0;
+  for (int handled = 0; message.has_value(); message = mailbox_.Take(absl::ZeroDuration())) {
     std::visit([this](auto& kind) { Handle(kind); }, *message);
-    if (++handled == kMessagesPerRound) return false;
+    if (unheard_ > 0 && --unheard_ == 0) heard = true;
+    if (++handled == kMessagesPerRound) break;
   }
-  return true;
+  return heard;
 }
 
 absl::Duration EngineLoop::WaitLimit() const {

@@ -150,6 +150,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
   Scheduler scheduler_;
   uint64_t scheduled_epoch_ = 0;
   bool stopping_ = false;
+  size_t unheard_ = 0;  // of the messages that waited when all before them had been heard
 
   absl::Mutex stop_mutex_;  // guards joining the thread
   std::thread thread_;

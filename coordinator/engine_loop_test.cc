@@ -1,5 +1,6 @@
 #include "coordinator/engine_loop.h"
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -391,6 +392,32 @@ TEST_F(EngineLoopTest, WhateverHappensEveryRequestEndsOnce) {
     }
   }
   EXPECT_GT(ended, 0u);
+}
+
+// Each caller asks again as soon as it is answered, so that the mailbox is hardly ever empty.
+TEST_F(EngineLoopTest, CallersWithoutEndDoNotKeepTheGroupFromForming) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  std::atomic<bool> ending = false;
+  std::atomic<int> asked = 0;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&] {
+      while (!ending.load()) {
+        engine_->Snapshot();
+        ++asked;
+      }
+    });
+  }
+  engine_->OnWorkerMessage(workers_[0]->id(), FaultMessage(1, "no memory left"));
+  EXPECT_TRUE(WaitUntil([this] { return !engine_->Serving(); }));
+  const int before = asked.load();
+  clock_.Advance(absl::Seconds(1));  // past the pause after a fault
+  EXPECT_TRUE(WaitUntil([this] { return engine_->Serving(); }));
+  // Two rounds, full ones at most.
+  EXPECT_LE(asked.load() - before, 4000);
+  ending.store(true);
+  for (std::thread& caller : callers) caller.join();
 }
 
 }  // namespace

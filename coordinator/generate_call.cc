@@ -18,10 +18,7 @@ void GenerateCall::Refuse(const absl::Status& status) {
 
 void GenerateCall::Start(Request request) {
   self_ = shared_from_this();
-  {
-    absl::MutexLock lock(&mutex_);
-    builder_.emplace(model_, request);
-  }
+  builder_.emplace(model_, request);
   request.sink = self_;
   absl::StatusOr<RequestId> id = engine_.Submit(std::move(request));
   if (!id.ok()) {
@@ -59,42 +56,37 @@ void GenerateCall::Schedule() {
   executor_.Post([self = shared_from_this()] { self->Pump(); });
 }
 
+GenerateCall::Work GenerateCall::TakeWork() {
+  absl::MutexLock lock(&mutex_);
+  Work work;
+  const bool writable = !broken_ && !last_written_;
+  if (writable) work.tokens = std::exchange(pending_, {});
+  if (outcome_.has_value() && !finished_) {
+    if (writable && outcome_->status.ok()) {
+      work.last = true;
+      last_written_ = true;
+    } else if (work.tokens.empty()) {
+      work.finish = base::ToGrpc(outcome_->status);
+      finished_ = true;
+    }
+  }
+  if (work.tokens.empty() && !work.last && !work.finish.has_value()) busy_ = false;
+  return work;
+}
+
 // Builds and writes what is pending; called with busy_ set, by one thread at a time.
 void GenerateCall::Pump() {
+  const Work work = TakeWork();
+  if (work.finish.has_value()) {
+    Finish(*work.finish);
+    return;
+  }
+  if (work.tokens.empty() && !work.last) return;
   v1::GenerateResponse response;
-  bool write = false;
-  std::optional<grpc::Status> finish;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!broken_ && !last_written_ && !pending_.empty()) {
-      builder_->Append(std::exchange(pending_, {}), &response);
-      write = true;
-    }
-    if (outcome_.has_value() && !finished_) {
-      if (!outcome_->status.ok()) {
-        finish = base::ToGrpc(outcome_->status);
-      } else if (!broken_ && !last_written_) {
-        builder_->Finish(*outcome_, &response);
-        last_written_ = true;
-        write = true;
-      } else {
-        finish = grpc::Status::OK;
-      }
-    }
-    if (write) {
-      finish.reset();  // after the write; OnWriteDone pumps again
-    } else if (finish.has_value()) {
-      finished_ = true;
-    } else {
-      busy_ = false;
-    }
-  }
-  if (write) {
-    written_ = SerializeResponse(response);
-    StartWrite(&written_);
-  } else if (finish.has_value()) {
-    Finish(*finish);
-  }
+  builder_->Append(work.tokens, &response);
+  if (work.last) builder_->Finish(*outcome_, &response);
+  written_ = SerializeResponse(response);
+  StartWrite(&written_);  // OnWriteDone pumps again
 }
 
 void GenerateCall::OnWriteDone(bool ok) {

@@ -41,19 +41,28 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override;
 
  private:
+  // What the next pump has to do: tokens to write, the last response among them or not, or the end.
+  struct Work {
+    std::vector<TokenEvent> tokens;
+    bool last = false;
+    std::optional<grpc::Status> finish;
+  };
+
   void Schedule();
+  Work TakeWork();
   void Pump();
 
   const ServingModel& model_;
   Engine& engine_;
   base::Executor& executor_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone: gRPC holds a bare pointer
-  grpc::ByteBuffer written_;            // lives until OnWriteDone
+  // Of the pump, which busy_ makes one at a time.
+  std::optional<ReplyBuilder> builder_;
+  grpc::ByteBuffer written_;  // lives until OnWriteDone
 
   absl::Mutex mutex_;  // guards the fields below
-  std::optional<ReplyBuilder> builder_;
   std::vector<TokenEvent> pending_;
-  std::optional<Outcome> outcome_;
+  std::optional<Outcome> outcome_;  // set once, then constant
   RequestId id_ = 0;
   bool submitted_ = false;
   bool cancelled_ = false;

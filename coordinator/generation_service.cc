@@ -27,9 +27,7 @@ absl::StatusOr<std::vector<Request>> ParseBatch(const ServingModel& model,
                                                 const grpc::ByteBuffer& bytes) {
   v1::GenerateBatchRequest batch;
   RETURN_IF_ERROR(ParseRequest(bytes, &batch));
-  if (batch.requests().empty()) {
-    return absl::InvalidArgumentError("requests is empty: at least one");
-  }
+  RETURN_IF_ERROR(CheckBatchSize(model, "requests", batch.requests_size()));
   std::vector<Request> requests;
   for (int i = 0; i < batch.requests_size(); ++i) {
     ASSIGN_OR_RETURN(Request request,

@@ -26,6 +26,10 @@ HealthWatch::HealthWatch(std::vector<grpc::Server*> servers, std::function<bool(
 HealthWatch::~HealthWatch() {
   stopped_.Notify();
   thread_.join();
+  for (grpc::Server* server : servers_) {
+    server->GetHealthCheckService()->SetServingStatus("", false);
+    server->GetHealthCheckService()->SetServingStatus("readiness", false);
+  }
 }
 
 void HealthWatch::Publish() {

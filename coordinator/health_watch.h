@@ -19,7 +19,7 @@ namespace conclave::coordinator {
 class HealthWatch {
  public:
   // Servers built with gRPC's default health service; they outlive the watch. The probes are called
-  // ten times a second from the watch's thread.
+  // ten times a second from the watch's thread. Leaves the servers not ready when it ends.
   HealthWatch(std::vector<grpc::Server*> servers, std::function<bool()> ready,
               std::function<bool()> live);
   ~HealthWatch();

@@ -40,6 +40,7 @@ struct Domain {
   int64_t free = std::numeric_limits<int64_t>::max();
   int64_t held = 0;
   int64_t weights = 0;
+  int64_t private_weights = 0;  // part of it that must be free
 
   int64_t available() const { return std::min(total, free + held); }
 };
@@ -56,12 +57,16 @@ std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory
     ++domain.ranks;
     domain.total = std::min(domain.total, memory.total_bytes);
     domain.free = std::min(domain.free, memory.free_bytes);
-    domain.held += memory.held_kv_bytes;
+    domain.held += memory.held_bytes;
     domain.weights += needs.weight_bytes[rank];
   }
   std::vector<Domain> list;
   for (auto& [name, domain] : domains) {
-    if (!domain.cuda) domain.weights = std::min(domain.weights, needs.model_bytes);
+    if (!domain.cuda && needs.weights_are_private) {
+      domain.private_weights = domain.weights;
+    } else if (!domain.cuda) {
+      domain.weights = std::min(domain.weights, needs.model_bytes);
+    }
     list.push_back(std::move(domain));
   }
   return list;
@@ -73,13 +78,15 @@ int64_t Grant(const MemoryNeeds& needs, const Domain& domain) {
     const auto usable = static_cast<int64_t>(domain.total * kDeviceShare);
     return usable - domain.weights - needs.activation_bytes;
   }
-  return static_cast<int64_t>(domain.available() * kHostShare) / domain.ranks;
+  const int64_t left = domain.available() - domain.private_weights;
+  return static_cast<int64_t>(left * kHostShare) / domain.ranks;
 }
 
 absl::Status CheckFits(const MemoryNeeds& needs, const Domain& domain, int64_t cache_bytes) {
   const int64_t cache = cache_bytes * domain.ranks;
   const int64_t activations = needs.activation_bytes * domain.ranks;
-  const bool fits_free = domain.cuda || cache + activations <= domain.available();
+  const bool fits_free =
+      domain.cuda || domain.private_weights + cache + activations <= domain.available();
   const bool fits_total = domain.weights + cache + activations <= domain.total;
   if (fits_free && fits_total) return absl::OkStatus();
   return absl::FailedPreconditionError(fmt::format(

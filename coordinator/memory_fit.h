@@ -23,14 +23,16 @@ struct RankMemory {
   bool cuda = false;    // has memory of its own
   int64_t total_bytes = 0;
   int64_t free_bytes = 0;
-  int64_t held_kv_bytes = 0;  // of the last epoch: freed for the next one
+  int64_t held_bytes = 0;  // of the last epoch: freed, or used again, in the next one
 };
 
 // What the group needs, whoever runs it.
 struct MemoryNeeds {
   std::vector<int64_t> weight_bytes;  // [world]
-  int64_t model_bytes = 0;            // of the whole checkpoint
-  int64_t activation_bytes = 0;       // of one rank
+  // Each rank's weights are memory of its own, not pages of a file that the ranks share.
+  bool weights_are_private = false;
+  int64_t model_bytes = 0;       // of the whole checkpoint
+  int64_t activation_bytes = 0;  // of one rank
   // One block in all layers of its kind on one rank.
   int64_t full_block_bytes = 0;
   int64_t sliding_block_bytes = 0;
@@ -52,8 +54,8 @@ absl::StatusOr<internal::v1::CacheShape> SizeCache(const MemoryNeeds& needs, int
 // The cache every rank allocates. `kv_cache_bytes` per rank; 0: what max_running sequences at the
 // context length need, but at most 10 % of a host's free memory over its ranks (on a GPU, what the
 // weights leave of 90 % of it). FAILED_PRECONDITION, naming the host or rank with all its numbers,
-// when it does not fit. Weights on the CPU are mapped from files: ranks of a host share the pages,
-// and they count against its total memory, not against what is free.
+// when it does not fit. Weights on the CPU that are mapped from files are pages that the ranks of a
+// host share; they count against its total memory, not against what is free.
 absl::StatusOr<internal::v1::CacheShape> FitMemory(const MemoryNeeds& needs,
                                                    std::span<const RankMemory> ranks,
                                                    int64_t kv_cache_bytes);

@@ -25,11 +25,9 @@ MemoryNeeds Needs() {
 }
 
 std::vector<RankMemory> OneHost(int64_t total, int64_t free) {
-  return std::vector<RankMemory>(2, {.host_id = "a",
-                                     .cuda = false,
-                                     .total_bytes = total,
-                                     .free_bytes = free,
-                                     .held_kv_bytes = 0});
+  return std::vector<RankMemory>(
+      2,
+      {.host_id = "a", .cuda = false, .total_bytes = total, .free_bytes = free, .held_bytes = 0});
 }
 
 TEST(SizeCache, HoldsEverySequenceAtTheContextWhenThereIsRoom) {
@@ -75,6 +73,20 @@ TEST(FitMemory, MappedWeightsCountOnceAgainstTheHostsTotal) {
   EXPECT_THAT(refused.status().ToString(), HasSubstr("150.0 MiB of weights"));
 }
 
+TEST(FitMemory, PrivateWeightsOfEveryRankMustFitInWhatIsFree) {
+  MemoryNeeds needs = Needs();
+  needs.weights_are_private = true;
+  // 200 of weights, 20 of activations and the cache's few.
+  EXPECT_TRUE(FitMemory(needs, OneHost(1000 * kMiB, 222 * kMiB), 0).ok());
+  std::vector<RankMemory> host = OneHost(1000 * kMiB, 219 * kMiB);
+  const auto refused = FitMemory(needs, host, 0);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("200.0 MiB of weights"));
+  // In a later epoch they are there already.
+  for (RankMemory& rank : host) rank.held_bytes = 100 * kMiB;
+  EXPECT_TRUE(FitMemory(needs, host, 0).ok());
+}
+
 TEST(FitMemory, ACacheThatWasAskedForMustFitInWhatIsFree) {
   MemoryNeeds needs = Needs();
   needs.full_block_bytes = kMiB;
@@ -90,7 +102,7 @@ TEST(FitMemory, TheCacheOfTheLastEpochIsFreedForTheNext) {
   needs.full_block_bytes = kMiB;
   std::vector<RankMemory> host = OneHost(1000 * kMiB, 60 * kMiB);
   EXPECT_FALSE(FitMemory(needs, host, 60 * kMiB).ok());
-  for (RankMemory& rank : host) rank.held_kv_bytes = 60 * kMiB;
+  for (RankMemory& rank : host) rank.held_bytes = 60 * kMiB;
   EXPECT_TRUE(FitMemory(needs, host, 60 * kMiB).ok());
 }
 

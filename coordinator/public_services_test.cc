@@ -76,6 +76,7 @@ class PublicServicesTest : public ::testing::Test {
   PublicServicesTest() {
     ServingModelOptions options;
     options.dir = "demo/tiny_gpt_oss";
+    options.limits.max_queued = 16;
     options.heads = {{"mood", "demo/tiny_gpt_oss/head_sequence"},
                      {"ner", "demo/tiny_gpt_oss/head_token"}};
     absl::StatusOr<ServingModel> model = LoadServingModel(options);
@@ -117,12 +118,12 @@ TEST_F(PublicServicesTest, StreamsTokensInOrderAndFinishesOnce) {
   EXPECT_THAT(request.tokens, ElementsAre(1, 2, 3));
   std::vector<uint32_t> tokens;
   v1::GenerateResponse response;
-  request.sink->OnTokens(std::vector<TokenEvent>{{10, 0, {}}});
+  request.sink->OnTokens(std::vector<TokenEvent>{{10, false, 0, {}}});
   ASSERT_TRUE(reader->Read(&response));  // the first chunk arrives while the request runs
   EXPECT_FALSE(response.has_finish());
   tokens.insert(tokens.end(), response.tokens().begin(), response.tokens().end());
-  request.sink->OnTokens(std::vector<TokenEvent>{{11, 0, {}}});
-  request.sink->OnTokens(std::vector<TokenEvent>{{12, 0, {}}});
+  request.sink->OnTokens(std::vector<TokenEvent>{{11, false, 0, {}}});
+  request.sink->OnTokens(std::vector<TokenEvent>{{12, false, 0, {}}});
   request.sink->OnEnd(Ended(FinishReason::kLength, 3, 3));
   int finishes = 0;
   while (reader->Read(&response)) {
@@ -143,7 +144,7 @@ TEST_F(PublicServicesTest, TheStopTokenIsReportedButNotSpelled) {
   auto reader = stub->Generate(&context, Prompt({1}));
   const Request request = engine_.Wait(0);
   const int letter = model_.tokenizer->Encode("A").front();
-  request.sink->OnTokens(std::vector<TokenEvent>{{letter, 0, {}}, {498, 0, {}}});
+  request.sink->OnTokens(std::vector<TokenEvent>{{letter, false, 0, {}}, {498, true, 0, {}}});
   request.sink->OnEnd(Ended(FinishReason::kStop, 1, 2));
   std::string text;
   std::vector<uint32_t> tokens;
@@ -161,7 +162,7 @@ TEST_F(PublicServicesTest, ALostWorkerEndsTheStreamUnavailableAfterWhatWasSent) 
   grpc::ClientContext context;
   auto reader = stub->Generate(&context, Prompt({1}));
   const Request request = engine_.Wait(0);
-  request.sink->OnTokens(std::vector<TokenEvent>{{10, 0, {}}});
+  request.sink->OnTokens(std::vector<TokenEvent>{{10, false, 0, {}}});
   Outcome lost;
   lost.status = absl::UnavailableError("rank 1 was lost");
   request.sink->OnEnd(lost);
@@ -227,9 +228,9 @@ TEST_F(PublicServicesTest, ABatchKeepsTheOrderOfItsRequests) {
   });
   const Request second = engine_.Wait(1);
   const Request first = engine_.Wait(0);
-  second.sink->OnTokens(std::vector<TokenEvent>{{22, 0, {}}});
+  second.sink->OnTokens(std::vector<TokenEvent>{{22, false, 0, {}}});
   second.sink->OnEnd(Ended(FinishReason::kLength, 1, 1));
-  first.sink->OnTokens(std::vector<TokenEvent>{{11, 0, {}}});
+  first.sink->OnTokens(std::vector<TokenEvent>{{11, false, 0, {}}});
   first.sink->OnEnd(Ended(FinishReason::kLength, 1, 1));
   caller.join();
   ASSERT_TRUE(status.ok()) << status.error_message();

@@ -26,19 +26,12 @@ v1::Usage ToProto(const Outcome& outcome) {
   return usage;
 }
 
-ReplyBuilder::ReplyBuilder(const ServingModel& model, const Request& request) : model_(model) {
-  stops_.sampling = request.sampling;
-  stops_.ignore_eos = request.ignore_eos;
-  stops_.stop_token_ids = request.stop_token_ids;
+ReplyBuilder::ReplyBuilder(const ServingModel& model, const Request& request)
+    : logprobs_(request.sampling.logprobs() >= 0), seed_(request.sampling.seed()) {
   if (model.tokenizer != nullptr) detokenizer_.emplace(*model.tokenizer);
 }
 
-std::string ReplyBuilder::TextOf(int token) {
-  if (!detokenizer_.has_value() || IsStopToken(model_, stops_, token)) return {};
-  return detokenizer_->Append(token);
-}
-
-void ReplyBuilder::FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out) const {
+void ReplyBuilder::FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out) {
   out->set_token(static_cast<uint32_t>(event.token));
   out->set_logprob(event.logprob);
   for (const auto& [token, logprob] : event.top) {
@@ -55,7 +48,7 @@ void ReplyBuilder::FillFinish(const Outcome& outcome, v1::Finish* out) const {
   timings->set_queue_seconds(absl::ToDoubleSeconds(outcome.queue_time));
   timings->set_first_token_seconds(absl::ToDoubleSeconds(outcome.first_token_time));
   timings->set_total_seconds(absl::ToDoubleSeconds(outcome.total_time));
-  out->set_seed(stops_.sampling.seed());
+  out->set_seed(seed_);
 }
 
 }  // namespace conclave::coordinator

@@ -10,7 +10,6 @@
 
 #include "coordinator/engine.h"
 #include "coordinator/serving_model.h"
-#include "coordinator/translate.h"
 #include "model/tokenizer.h"
 #include "proto/conclave/v1/generation.pb.h"
 
@@ -20,7 +19,7 @@ v1::Usage ToProto(const Outcome& outcome);
 
 class ReplyBuilder {
  public:
-  // Keeps the stop conditions and the seed of `request`. `model` outlives the builder.
+  // The tokenizer of `model` outlives the builder.
   ReplyBuilder(const ServingModel& model, const Request& request);
 
   // `Reply` is GenerateResponse or GenerateBatchResult.
@@ -28,8 +27,10 @@ class ReplyBuilder {
   void Append(std::span<const TokenEvent> events, Reply* reply) {
     for (const TokenEvent& event : events) {
       reply->add_tokens(static_cast<uint32_t>(event.token));
-      reply->mutable_text()->append(TextOf(event.token));
-      if (stops_.sampling.logprobs() >= 0) FillLogprobs(event, reply->add_logprobs());
+      if (detokenizer_.has_value() && !event.is_stop) {
+        reply->mutable_text()->append(detokenizer_->Append(event.token));
+      }
+      if (logprobs_) FillLogprobs(event, reply->add_logprobs());
     }
   }
 
@@ -41,12 +42,11 @@ class ReplyBuilder {
   }
 
  private:
-  std::string TextOf(int token);
-  void FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out) const;
+  static void FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out);
   void FillFinish(const Outcome& outcome, v1::Finish* out) const;
 
-  const ServingModel& model_;
-  Request stops_;  // stop conditions and sampling alone
+  bool logprobs_;
+  uint64_t seed_;
   std::optional<model::IncrementalDetokenizer> detokenizer_;
 };
 

@@ -96,9 +96,10 @@ void Sequence::AcceptToken(const internal::v1::Sampled& sampled,
                            SchedulerCounters& counters) {
   CONCLAVE_CHECK(!ended_ && completion_tokens_ < completion_limit_);
   if (completion_tokens_++ == 0) first_token_ = now;
-  const TokenEvent event = ToTokenEvent(sampled);
+  TokenEvent event = ToTokenEvent(sampled);
+  event.is_stop = IsStop(event.token, eos_token_ids);
   request_.sink->OnTokens(std::span<const TokenEvent>(&event, 1));
-  if (IsStop(event.token, eos_token_ids)) {
+  if (event.is_stop) {
     End(absl::OkStatus(), FinishReason::kStop, now, counters);
   } else if (completion_tokens_ == completion_limit_) {
     End(absl::OkStatus(), FinishReason::kLength, now, counters);
@@ -133,7 +134,8 @@ void Sequence::End(const absl::Status& status, FinishReason reason, absl::Time n
                .prompt_tokens = prompt_tokens_,
                .completion_tokens = completion_tokens_,
                .queue_time = Until(submitted_, admitted_, now),
-               .first_token_time = Until(submitted_, first_token_, now),
+               .first_token_time =
+                   completion_tokens_ == 0 ? absl::ZeroDuration() : first_token_ - submitted_,
                .total_time = now - submitted_});
 }
 

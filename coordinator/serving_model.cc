@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/status_macros.h"
+#include "model/checkpoint_tokenizer.h"
 
 namespace conclave::coordinator {
 namespace {
@@ -19,15 +20,6 @@ constexpr char kOwnHeadName[] = "default";
 std::string NameOf(const std::string& dir) {
   const fs::path path = fs::path(dir).lexically_normal();
   return (path.has_filename() ? path.filename() : path.parent_path().filename()).string();
-}
-
-absl::StatusOr<std::shared_ptr<const model::Tokenizer>> LoadTokenizer(
-    const ServingModelOptions& options) {
-  if (!options.tokenizer.empty()) return model::Tokenizer::Load(options.tokenizer);
-  const std::string path = (fs::path(options.dir) / "tokenizer.json").string();
-  std::error_code error;
-  if (!fs::exists(path, error)) return std::shared_ptr<const model::Tokenizer>();
-  return model::Tokenizer::Load(path);
 }
 
 absl::Status AddHeads(const ServingModelOptions& options, ServingModel& model) {
@@ -48,16 +40,18 @@ absl::Status AddHeads(const ServingModelOptions& options, ServingModel& model) {
   return absl::OkStatus();
 }
 
-absl::Status CheckTokenizer(const ServingModel& model) {
-  if (model.tokenizer == nullptr || model.tokenizer->size() <= model.config.vocab_size) {
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(
-      fmt::format("{}: tokenizer.json has ids up to {} but config.json says vocab_size {}",
-                  model.dir, model.tokenizer->size() - 1, model.config.vocab_size));
+const char* KindName(model::Architecture kind) {
+  return kind == model::Architecture::kSequenceClassification ? "sequence" : "token";
 }
 
-bool IsKind(const Head& head, model::Architecture kind) { return head.config.kind == kind; }
+// "mood (sequence), ner (token)"
+std::string ListHeads(const ServingModel& model) {
+  std::vector<std::string> names;
+  for (const Head& head : model.heads) {
+    names.push_back(fmt::format("{} ({})", head.name, KindName(head.config.kind)));
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
 
 }  // namespace
 
@@ -67,35 +61,39 @@ absl::StatusOr<ServingModel> LoadServingModel(const ServingModelOptions& options
   model.dir = options.dir;
   model.limits = options.limits;
   model.allow_forced_routing = options.allow_forced_routing;
-  ASSIGN_OR_RETURN(model.config, model::LoadConfig(options.dir));
-  ASSIGN_OR_RETURN(model.checkpoint, model::Checkpoint::Open(options.dir, model.config));
-  ASSIGN_OR_RETURN(model.tokenizer, LoadTokenizer(options));
-  RETURN_IF_ERROR(CheckTokenizer(model));
+  model.random_weights = options.random_weights;
+  const model::ModelSource source = {options.dir, options.random_weights};
+  ASSIGN_OR_RETURN(model.config, model::LoadConfig(source));
+  ASSIGN_OR_RETURN(model.checkpoint, model::OpenCheckpoint(source, model.config));
+  ASSIGN_OR_RETURN(model.tokenizer,
+                   model::LoadCheckpointTokenizer(options.dir, options.tokenizer, model.config));
   RETURN_IF_ERROR(AddHeads(options, model));
   return model;
 }
 
 absl::StatusOr<int> FindHead(const ServingModel& model, model::Architecture kind,
                              const std::string& name) {
-  const bool sequence = kind == model::Architecture::kSequenceClassification;
-  std::vector<std::string> names;
   int found = -1;
+  int of_kind = 0;
   for (size_t i = 0; i < model.heads.size(); ++i) {
-    if (!IsKind(model.heads[i], kind)) continue;
-    names.push_back(model.heads[i].name);
+    if (model.heads[i].config.kind != kind) continue;
+    ++of_kind;
     if (name.empty() || model.heads[i].name == name) found = static_cast<int>(i);
   }
-  if (names.empty()) {
+  if (of_kind == 0 && (name.empty() || model.heads.empty())) {
     return absl::FailedPreconditionError(fmt::format(
-        "no {} classification head is loaded: start the server with --head NAME=DIR or serve a {} "
-        "checkpoint",
-        sequence ? "sequence" : "token",
-        sequence ? "GptOssForSequenceClassification" : "GptOssForTokenClassification"));
+        "no {} classification head is loaded: start the server with --head NAME=DIR or serve a "
+        "classification checkpoint",
+        KindName(kind)));
   }
-  if (found < 0 || (name.empty() && names.size() > 1)) {
+  if (name.empty() && of_kind > 1) {
     return absl::InvalidArgumentError(
-        fmt::format("head '{}' is not a {} classification head; loaded: {}", name,
-                    sequence ? "sequence" : "token", fmt::join(names, ", ")));
+        fmt::format("head is empty and there are several; name one of: {}", ListHeads(model)));
+  }
+  if (found < 0) {
+    return absl::InvalidArgumentError(
+        fmt::format("head '{}' is not a {} classification head; loaded: {}", name, KindName(kind),
+                    ListHeads(model)));
   }
   return found;
 }

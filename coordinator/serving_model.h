@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "coordinator/engine.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/model_source.h"
 #include "model/tokenizer.h"
 
 namespace conclave::coordinator {
@@ -31,6 +33,7 @@ struct ServingLimits {
 struct ServingModel {
   std::string name;  // last component of the folder
   std::string dir;
+  std::optional<model::RandomWeights> random_weights;
   model::Config config;
   // Null when the folder has none: then only token inputs are served.
   std::shared_ptr<const model::Tokenizer> tokenizer;
@@ -44,6 +47,8 @@ struct ServingModel {
 
 struct ServingModelOptions {
   std::string dir;
+  // Instead of weights from `dir`.
+  std::optional<model::RandomWeights> random_weights;
   std::string tokenizer;                                   // file; empty: `dir`/tokenizer.json
   std::vector<std::pair<std::string, std::string>> heads;  // name, folder
   ServingLimits limits;
@@ -54,7 +59,8 @@ struct ServingModelOptions {
 absl::StatusOr<ServingModel> LoadServingModel(const ServingModelOptions& options);
 
 // Index in `model.heads` of the head a request names (may be empty when there is just one of
-// `kind`). INVALID_ARGUMENT listing the heads, FAILED_PRECONDITION when there is none of `kind`.
+// `kind`). INVALID_ARGUMENT listing the heads when the name is unknown or of the other kind;
+// FAILED_PRECONDITION when no head is loaded, or none of `kind` and no name is given.
 absl::StatusOr<int> FindHead(const ServingModel& model, model::Architecture kind,
                              const std::string& name);
 

@@ -12,6 +12,7 @@ namespace conclave::coordinator {
 namespace {
 
 constexpr float kMaxTemperature = 100.0F;
+constexpr int kMaxStopTokens = 128;  // each is compared with every token of the sequence
 
 template <typename... Args>
 absl::Status Invalid(fmt::format_string<Args...> format, Args&&... args) {
@@ -31,12 +32,18 @@ absl::StatusOr<std::vector<int32_t>> CheckIds(const ServingModel& model, const v
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodeText(const ServingModel& model, const std::string& text,
-                                                const std::string& field) {
+                                                const std::string& field, int max_tokens) {
   if (model.tokenizer == nullptr) {
     return absl::FailedPreconditionError(fmt::format(
         "{}.text: the model folder has no tokenizer.json; send token ids, or start the server with "
         "--tokenizer FILE",
         field));
+  }
+  // Megabytes that cannot fit are not worth the time to count their tokens.
+  const size_t longest = model.tokenizer->longest_token();
+  if (text.size() > longest * static_cast<size_t>(max_tokens)) {
+    return Invalid("{}.text has {} bytes: more than {} tokens, the most with a context of {}",
+                   field, text.size(), max_tokens, model.config.context_length);
   }
   return model.tokenizer->Encode(text);
 }
@@ -83,6 +90,10 @@ absl::Status TranslateStop(const ServingModel& model, const v1::StopParams& stop
   out.max_tokens = static_cast<int>(
       std::min(stop.max_tokens(), static_cast<uint32_t>(model.config.context_length)));
   out.ignore_eos = stop.ignore_eos();
+  if (stop.stop_token_ids_size() > kMaxStopTokens) {
+    return Invalid("{}stop.stop_token_ids has {} ids: at most {}", prefix,
+                   stop.stop_token_ids_size(), kMaxStopTokens);
+  }
   for (int i = 0; i < stop.stop_token_ids_size(); ++i) {
     const uint32_t id = stop.stop_token_ids(i);
     if (id >= static_cast<uint32_t>(model.config.vocab_size)) {
@@ -132,7 +143,7 @@ absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
   absl::StatusOr<std::vector<int32_t>> tokens;
   switch (prompt.kind_case()) {
     case v1::Prompt::kText:
-      tokens = EncodeText(model, prompt.text(), field);
+      tokens = EncodeText(model, prompt.text(), field, max_tokens);
       break;
     case v1::Prompt::kTokens:
       tokens = CheckIds(model, prompt.tokens(), field);
@@ -170,12 +181,12 @@ absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
   return out;
 }
 
-bool IsStopToken(const ServingModel& model, const Request& request, int token) {
-  const auto contains = [token](const std::vector<int>& ids) {
-    return std::find(ids.begin(), ids.end(), token) != ids.end();
-  };
-  return (!request.ignore_eos && contains(model.config.eos_token_ids)) ||
-         contains(request.stop_token_ids);
+absl::Status CheckBatchSize(const ServingModel& model, const std::string& field, int size) {
+  if (size == 0) return Invalid("{} is empty: at least one", field);
+  if (size <= model.limits.max_queued) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      fmt::format("{} has {} entries: at most {} fit in the queue at once; split the call", field,
+                  size, model.limits.max_queued));
 }
 
 }  // namespace conclave::coordinator

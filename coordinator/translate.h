@@ -25,8 +25,9 @@ absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
                                           const v1::GenerateRequest& request,
                                           const std::string& prefix);
 
-// Whether `token` ends a sequence of `request`; its text is then not part of the reply.
-bool IsStopToken(const ServingModel& model, const Request& request, int token);
+// Refuses an empty batch, and one that the queue could never take (RESOURCE_EXHAUSTED): before any
+// of its entries costs anything. `field` names the list.
+absl::Status CheckBatchSize(const ServingModel& model, const std::string& field, int size);
 
 }  // namespace conclave::coordinator
 

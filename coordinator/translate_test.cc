@@ -129,15 +129,20 @@ TEST(TranslateTest, ForcedRoutingNeedsTheFlagAndValidExperts) {
   EXPECT_THAT(Refusal(request, model), HasSubstr("5 entries"));
 }
 
-TEST(TranslateTest, StopTokensAreTheModelsUnlessIgnoredAndTheRequestsAlways) {
-  Request request;
-  request.stop_token_ids = {5};
-  EXPECT_TRUE(IsStopToken(Model(), request, 498));
-  EXPECT_TRUE(IsStopToken(Model(), request, 5));
-  EXPECT_FALSE(IsStopToken(Model(), request, 6));
-  request.ignore_eos = true;
-  EXPECT_FALSE(IsStopToken(Model(), request, 498));
-  EXPECT_TRUE(IsStopToken(Model(), request, 5));
+TEST(TranslateTest, TooManyStopIdsAreRefused) {
+  v1::GenerateRequest request = Good();
+  for (uint32_t id = 0; id < 129; ++id) request.mutable_stop()->add_stop_token_ids(id);
+  EXPECT_THAT(Refusal(request), HasSubstr("stop.stop_token_ids has 129 ids"));
+}
+
+TEST(TranslateTest, ABatchThatTheQueueCouldNeverTakeIsRefusedAtOnce) {
+  ServingModel model = Model();
+  model.limits.max_queued = 3;
+  EXPECT_TRUE(CheckBatchSize(model, "inputs", 3).ok());
+  EXPECT_EQ(CheckBatchSize(model, "inputs", 0).code(), absl::StatusCode::kInvalidArgument);
+  const absl::Status large = CheckBatchSize(model, "inputs", 4);
+  EXPECT_EQ(large.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(large.message()), HasSubstr("inputs has 4 entries: at most 3"));
 }
 
 void AddHead(ServingModel& model, const std::string& name, model::Architecture kind) {
@@ -156,7 +161,8 @@ TEST(FindHeadTest, ListsTheHeadsOfTheKind) {
   AddHead(model, "ner", model::Architecture::kTokenClassification);
   const auto missing = FindHead(model, model::Architecture::kSequenceClassification, "ner");
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(missing.status().message()), HasSubstr("mood, topic"));
+  EXPECT_THAT(std::string(missing.status().message()),
+              HasSubstr("mood (sequence), topic (sequence), ner (token)"));
   EXPECT_EQ(*FindHead(model, model::Architecture::kSequenceClassification, "topic"), 1);
   EXPECT_EQ(*FindHead(model, model::Architecture::kTokenClassification, ""), 2);
   EXPECT_FALSE(FindHead(model, model::Architecture::kSequenceClassification, "").ok());

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,6 +23,9 @@ namespace conclave::model {
 
 enum class Layout { kMxfp4, kBf16, kOriginal };
 std::string_view LayoutName(Layout layout);
+
+class RandomTensors;
+class TensorSource;
 
 // Views of one layer; dtypes, shapes and alignment checked. H hidden, I intermediate, E experts,
 // D head_dim. Biases of attention are empty where config.attention_bias is false. In the original
@@ -57,7 +61,7 @@ struct HeadTensors {
   TensorView bias;    // [labels], empty for sequence heads
 };
 
-// Keeps the maps alive; immutable and thread-safe after Open.
+// Keeps the maps alive; thread-safe after opening, and immutable but for Generate.
 class Checkpoint {
  public:
   // Opens every shard that `dir`/model.safetensors.index.json names (or the single file, or
@@ -65,6 +69,11 @@ class Checkpoint {
   // tensor, the shape found and the shape wanted.
   static absl::StatusOr<std::shared_ptr<const Checkpoint>> Open(const std::string& dir,
                                                                 const Config& config);
+
+  // Weights made up from `seed` in the shapes of `config` (random_tensors.h): mxfp4 where the
+  // config says so, else bf16. Nothing is in memory until it is generated.
+  static absl::StatusOr<std::shared_ptr<const Checkpoint>> Random(const Config& config,
+                                                                  uint64_t seed);
 
   Layout layout() const { return layout_; }
   const ModelTensors& tensors() const { return tensors_; }
@@ -75,11 +84,19 @@ class Checkpoint {
   // Touches a few thousand pages of a full-size model, not more.
   uint64_t BackboneFingerprint() const;
 
+  // Weights that are made up have to be written by Generate before they are read. `part` lies
+  // within one tensor; calls for parts that do not overlap may run at the same time.
+  bool is_random() const { return random_ != nullptr; }
+  void Generate(std::span<const std::byte> part) const;
+
  private:
+  absl::Status Bind(TensorSource& source, const Config& config);
+
   Layout layout_ = Layout::kMxfp4;
   ModelTensors tensors_;
   std::unique_ptr<HeadTensors> head_;
   std::vector<std::shared_ptr<const SafetensorsFile>> files_;
+  std::shared_ptr<const RandomTensors> random_;  // null: from files_
 };
 
 // A head attached from its own folder (config.json with labels; safetensors files of any name with

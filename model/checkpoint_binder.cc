@@ -16,7 +16,7 @@ using Shape = std::vector<int64_t>;
 // Gives out checked views. The first error sticks; views after it are empty.
 class Binder {
  public:
-  explicit Binder(const CheckpointFiles& files) : files_(files) {}
+  explicit Binder(TensorSource& source) : source_(source) {}
 
   TensorView Bf16(const std::string& name, const Shape& shape) {
     TensorView view = Get(name, TensorType::kBf16, shape);
@@ -31,8 +31,10 @@ class Binder {
   }
 
   void RefuseIfPresent(const std::string& name, std::string_view why) {
-    const TensorView* view = files_.Find(name);
-    if (view != nullptr) Fail(fmt::format("{}: tensor {} is there, but {}", view->file, name, why));
+    const std::string* found = source_.FindPrefix(name);
+    if (found == nullptr || *found != name) return;
+    const TensorView* view = source_.Want(name, TensorType::kOther, {});
+    Fail(fmt::format("{}: tensor {} is there, but {}", view->file, name, why));
   }
 
   void Fail(std::string message) {
@@ -43,9 +45,9 @@ class Binder {
  private:
   TensorView Get(const std::string& name, TensorType type, const Shape& shape) {
     if (!status_.ok()) return {};
-    const TensorView* view = files_.Find(name);
+    const TensorView* view = source_.Want(name, type, shape);
     if (view == nullptr) {
-      Fail(fmt::format("{}: tensor {} is missing", files_.source(), name));
+      Fail(fmt::format("{}: tensor {} is missing", source_.source(), name));
     } else if (view->type != type) {
       Fail(fmt::format("{}: tensor {} is {}; {} is wanted", view->file, name,
                        TensorTypeName(view->type), TensorTypeName(type)));
@@ -58,7 +60,7 @@ class Binder {
     return {};
   }
 
-  const CheckpointFiles& files_;
+  TensorSource& source_;
   absl::Status status_;
 };
 
@@ -206,12 +208,12 @@ absl::StatusOr<Layout> DetectLayout(const CheckpointFiles& files) {
                   files.source()));
 }
 
-absl::StatusOr<ModelTensors> BindBackbone(const CheckpointFiles& files, const Config& config,
+absl::StatusOr<ModelTensors> BindBackbone(TensorSource& source, const Config& config,
                                           Layout layout) {
   if (layout != Layout::kBf16) RETURN_IF_ERROR(CheckBlocks(config));
   const TopNames names = NamesOf(layout);
   const Sizes n(config);
-  Binder binder(files);
+  Binder binder(source);
   ModelTensors tensors;
   tensors.embedding = binder.Bf16(names.embedding, {config.vocab_size, n.hidden});
   for (int index = 0; index < config.num_layers && binder.status().ok(); ++index) {
@@ -221,27 +223,26 @@ absl::StatusOr<ModelTensors> BindBackbone(const CheckpointFiles& files, const Co
   }
   tensors.final_norm = binder.Bf16(names.final_norm, {n.hidden});
   const std::string beyond = fmt::format("{}{}.", names.layers, config.num_layers);
-  if (const std::string* name = files.FindPrefix(beyond); name != nullptr) {
+  if (const std::string* name = source.FindPrefix(beyond); name != nullptr) {
     binder.RefuseIfPresent(*name, fmt::format("num_hidden_layers is {}", config.num_layers));
   }
   RETURN_IF_ERROR(binder.status());
   return tensors;
 }
 
-absl::StatusOr<TensorView> BindLmHead(const CheckpointFiles& files, const Config& config,
-                                      Layout layout) {
+absl::StatusOr<TensorView> BindLmHead(TensorSource& source, const Config& config, Layout layout) {
   const TopNames names = NamesOf(layout);
-  Binder binder(files);
+  Binder binder(source);
   TensorView view = binder.Bf16(config.tie_word_embeddings ? names.embedding : names.lm_head,
                                 {config.vocab_size, config.hidden_size});
   RETURN_IF_ERROR(binder.status());
   return view;
 }
 
-absl::StatusOr<HeadTensors> BindHead(const CheckpointFiles& files, const HeadConfig& head,
+absl::StatusOr<HeadTensors> BindHead(TensorSource& source, const HeadConfig& head,
                                      int hidden_size) {
   const auto labels = static_cast<int64_t>(head.labels.size());
-  Binder binder(files);
+  Binder binder(source);
   HeadTensors tensors;
   tensors.weight = binder.Bf16("score.weight", {labels, hidden_size});
   if (head.kind == Architecture::kTokenClassification) {

@@ -11,11 +11,12 @@
 
 #include "absl/status/statusor.h"
 #include "model/safetensors.h"
+#include "model/tensor_source.h"
 
 namespace conclave::model {
 
 // Immutable and thread-safe after opening.
-class CheckpointFiles {
+class CheckpointFiles final : public TensorSource {
  public:
   // A model's folder: what `dir`/model.safetensors.index.json names, or model.safetensors, or every
   // model*.safetensors; in that order, and then the same in `dir`/original. NOT_FOUND without any.
@@ -26,12 +27,15 @@ class CheckpointFiles {
 
   // Null when there is no such tensor.
   const TensorView* Find(std::string_view name) const;
-  // The first name that begins with `prefix`; null when none does.
-  const std::string* FindPrefix(std::string_view prefix) const;
+  const TensorView* Want(const std::string& name, TensorType,
+                         const std::vector<int64_t>&) override {
+    return Find(name);
+  }
+  const std::string* FindPrefix(std::string_view prefix) const override;
   const std::map<std::string, const TensorView*, std::less<>>& tensors() const { return tensors_; }
 
-  // The index or folder, for errors.
-  const std::string& source() const { return source_; }
+  // The index or folder.
+  const std::string& source() const override { return source_; }
   const std::vector<std::shared_ptr<const SafetensorsFile>>& files() const { return files_; }
 
  private:

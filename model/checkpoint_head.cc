@@ -49,7 +49,7 @@ absl::Status CheckFingerprint(const std::string& dir, uint64_t found, uint64_t r
                   dir, found, running));
 }
 
-absl::StatusOr<bool> VerifyBackbone(const std::string& dir, const CheckpointFiles& files,
+absl::StatusOr<bool> VerifyBackbone(const std::string& dir, CheckpointFiles& files,
                                     const HeadConfig& head, const Config& config,
                                     const Checkpoint& backbone) {
   ASSIGN_OR_RETURN(const bool carries, CarriesBackbone(files));
@@ -73,7 +73,7 @@ absl::StatusOr<AttachedHead> OpenHead(const std::string& name, const std::string
                                       const Config& config, const Checkpoint& backbone) {
   AttachedHead head;
   head.name = name;
-  ASSIGN_OR_RETURN(const CheckpointFiles files, CheckpointFiles::OpenHead(dir));
+  ASSIGN_OR_RETURN(CheckpointFiles files, CheckpointFiles::OpenHead(dir));
   ASSIGN_OR_RETURN(head.config, LoadHeadConfig(dir, files.Find("score.bias") != nullptr
                                                         ? Architecture::kTokenClassification
                                                         : Architecture::kSequenceClassification));

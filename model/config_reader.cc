@@ -7,6 +7,7 @@
 #include <fstream>
 #include <utility>
 
+#include "base/one_line.h"
 #include "fmt/format.h"
 
 namespace conclave::model {
@@ -34,7 +35,8 @@ absl::StatusOr<json> ParseJsonObject(std::string_view text, std::string_view sou
     return absl::InvalidArgumentError(
         fmt::format("{}: {} instead of an object", source, Shown(object)));
   } catch (const json::exception& error) {
-    return absl::InvalidArgumentError(fmt::format("{}: not valid JSON: {}", source, error.what()));
+    return absl::InvalidArgumentError(
+        fmt::format("{}: not valid JSON: {}", source, base::OneLine(error.what())));
   }
 }
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/mapped_files.h"
 #include "base/status_macros.h"
 #include "fmt/format.h"
 #include "model/safetensors_header.h"
@@ -56,7 +57,7 @@ class FileDescriptor {
 class MappedFile final : public SafetensorsFile {
  public:
   MappedFile(std::string path, void* map, size_t size)
-      : path_(std::move(path)), map_(map), size_(size) {}
+      : path_(std::move(path)), map_(map), size_(size), name_(map, size, path_) {}
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
   ~MappedFile() override { ::munmap(map_, size_); }
@@ -76,6 +77,7 @@ class MappedFile final : public SafetensorsFile {
   const std::string path_;
   void* const map_;
   const size_t size_;
+  const base::MappedFileName name_;
   std::vector<TensorView> tensors_;
 };
 

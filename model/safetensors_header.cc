@@ -4,6 +4,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/one_line.h"
 #include "fmt/format.h"
 
 namespace conclave::model {
@@ -119,7 +120,7 @@ class HeaderReader final : public nlohmann::json_sax<json> {
   }
 
   bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& error) override {
-    return Fail(error.what());
+    return Fail(base::OneLine(error.what()));
   }
 
  private:

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "base/one_line.h"
 #include "base/status_macros.h"
 #include "base/utf8.h"
 #include "fmt/format.h"
@@ -40,7 +41,7 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> FromContents(std::string_view c
                      is_json ? ParseTokenizerJson(contents) : ParseO200kTiktoken(contents));
     return MakeTokenizer(std::move(spec));
   } catch (const std::exception& error) {  // of the JSON library, or out of memory
-    return absl::InvalidArgumentError(error.what());
+    return absl::InvalidArgumentError(base::OneLine(error.what()));
   }
 }
 

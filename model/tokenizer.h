@@ -44,6 +44,8 @@ class Tokenizer {
   virtual bool IsSpecial(int id) const = 0;
   // One past the largest id with an entry.
   virtual int size() const = 0;
+  // Bytes of the longest token: no text of more than n times as many is n tokens.
+  virtual size_t longest_token() const = 0;
 };
 
 // Turns a stream of tokens into text that is always whole UTF-8 characters. One per sequence, not

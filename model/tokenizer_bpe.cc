@@ -1,5 +1,6 @@
 #include "model/tokenizer_bpe.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -33,6 +34,9 @@ class BpeTokenizer final : public Tokenizer {
       with_specials_.Add(token.content, token.id);
       if (!token.special) always_.Add(token.content, token.id);
     }
+    for (int id = 0; id < bpe_.vocab().size(); ++id) {
+      longest_token_ = std::max(longest_token_, bpe_.vocab().Bytes(id).size());
+    }
   }
 
   std::vector<int> Encode(std::string_view text) const override {
@@ -64,6 +68,7 @@ class BpeTokenizer final : public Tokenizer {
            special_[static_cast<size_t>(id)];
   }
   int size() const override { return bpe_.vocab().size(); }
+  size_t longest_token() const override { return longest_token_; }
 
  private:
   std::vector<int> EncodeAround(const AddedTokenMatcher& added, std::string_view text) const {
@@ -109,6 +114,7 @@ class BpeTokenizer final : public Tokenizer {
   AddedTokenMatcher with_specials_;  // all added tokens
   absl::flat_hash_map<std::string, int> special_ids_;
   std::vector<bool> special_;  // [size]
+  size_t longest_token_ = 0;
 };
 
 absl::Status AddToVocab(const AddedToken& token, BpeParts& bpe) {

@@ -135,7 +135,10 @@ absl::Status ParseByteLevel(const json& step, const std::string& where, Tokenize
   return absl::OkStatus();
 }
 
-// Any number of Splits, then ByteLevel; a Sequence or, for ByteLevel alone, the step itself.
+// Encoding recurses once a step.
+constexpr size_t kMaxPreTokenizerSteps = 16;
+
+// Splits, then ByteLevel; a Sequence or, for ByteLevel alone, the step itself.
 absl::Status ParsePreTokenizer(const json& root, TokenizerSpec& spec) {
   const json& pre_tokenizer = Member(root, "pre_tokenizer");
   const bool is_sequence = Text(pre_tokenizer, "type") == "Sequence";
@@ -144,6 +147,10 @@ absl::Status ParsePreTokenizer(const json& root, TokenizerSpec& spec) {
     return Invalid("pre_tokenizer.pretokenizers is not an array");
   }
   const json steps = is_sequence ? list : json::array({pre_tokenizer});
+  if (steps.size() > kMaxPreTokenizerSteps) {
+    return Invalid(fmt::format("pre_tokenizer.pretokenizers has {} steps: at most {} are supported",
+                               steps.size(), kMaxPreTokenizerSteps));
+  }
   for (size_t i = 0; i < steps.size(); ++i) {
     const std::string where =
         is_sequence ? fmt::format("pre_tokenizer.pretokenizers[{}]", i) : "pre_tokenizer";

@@ -1,5 +1,6 @@
 #include "model/tokenizer_json_reader.h"
 
+#include "base/one_line.h"
 #include "fmt/format.h"
 #include "model/tokenizer_byte_level.h"
 
@@ -155,7 +156,7 @@ bool TokenizerJsonReader::end_array() {
 
 bool TokenizerJsonReader::parse_error(size_t, const std::string&,
                                       const nlohmann::detail::exception& error) {
-  return Fail(error.what());
+  return Fail(base::OneLine(error.what()));
 }
 
 // The vocabulary and the merges.

@@ -16,10 +16,15 @@
 namespace conclave::worker {
 namespace {
 
+constexpr int kKeepaliveMs = 10'000;  // twice what the coordinator allows
+
 std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> Dial(const AgentOptions& options) {
   grpc::ChannelArguments arguments;
   // Plans of long prompts are larger than gRPC's default.
   arguments.SetMaxReceiveMessageSize(-1);
+  // A coordinator whose host is gone says nothing: ask, and take silence for an answer.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs / 2);
   // The agent's own back-off decides when to try again.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS,
                    static_cast<int>(absl::ToInt64Milliseconds(options.min_backoff)));

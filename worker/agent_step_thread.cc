@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/logging.h"
+#include "base/one_line.h"
 
 namespace conclave::worker {
 namespace {
@@ -137,7 +138,8 @@ void StepThread::SendFault(const absl::Status& status) {
   internal::v1::Fault& fault = *message.mutable_fault();
   fault.set_epoch(epoch_->assignment.epoch());
   fault.set_code(static_cast<int32_t>(status.code()));
-  fault.set_message(std::string(status.message()));
+  // It may quote a file: a string that is not UTF-8 would break the stream.
+  fault.set_message(base::OneLine(std::string(status.message())));
   epoch_->send(message);
 }
 

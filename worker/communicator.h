@@ -67,6 +67,10 @@ class Communicator {
 
   // Bytes this rank has sent to others so far.
   virtual int64_t bytes_sent() const = 0;
+
+  // Seconds so far that calls were blocked until the first bytes of every peer were there: peers
+  // were late, or (64 KiB at most) on their way. Read by the thread of the calls.
+  virtual double seconds_waited() const = 0;
 };
 
 struct GlooOptions {

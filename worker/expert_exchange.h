@@ -31,6 +31,7 @@ struct ExchangeStats {
   int64_t wire_bytes = 0;      // moved, padding and headers included
   int64_t occupied_slots = 0;  // fixed mode: slots filled
   double seconds = 0;          // wall time in collectives
+  double wait_seconds = 0;     // part of it: waiting for peers (Communicator::seconds_waited)
 };
 
 class ExpertExchange {

@@ -45,11 +45,13 @@ class ExpertExchangeBase : public ExpertExchange {
   template <typename Call>
   absl::Status Collective(const Call& call) {
     const int64_t bytes_before = world_.bytes_sent();
+    const double waited_before = world_.seconds_waited();
     const auto start = std::chrono::steady_clock::now();
     absl::Status status = call();
     stats_.seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     stats_.wire_bytes += world_.bytes_sent() - bytes_before;
+    stats_.wait_seconds += world_.seconds_waited() - waited_before;
     return status;
   }
 

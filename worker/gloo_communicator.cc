@@ -69,6 +69,7 @@ class GlooCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   int64_t bytes_sent() const override { return bytes_sent_; }
+  double seconds_waited() const override { return seconds_waited_; }
 
   absl::Status AllToAll(const void* send, void* recv, int64_t block_bytes) override {
     for (int r = 0; r < size_; ++r) {
@@ -179,6 +180,7 @@ class GlooCommunicator final : public Communicator {
         // Returns when the kernel has it.
         if (bytes > 0) out[peer]->send(chunk * kChunkBytes, bytes, chunk * kChunkBytes);
       }
+      const absl::Time sent = absl::Now();
       for (int i = 1; i < size_; ++i) {
         const int peer = (rank_ + size_ - i) % size_;
         if (ChunkBytes(recv_blocks_[peer], chunk) == 0) continue;
@@ -186,6 +188,7 @@ class GlooCommunicator final : public Communicator {
         if (absl::Now() > deadline) return Fail("timed out");
         in[peer]->waitRecv();
       }
+      if (chunk == 0) seconds_waited_ += absl::ToDoubleSeconds(absl::Now() - sent);
     }
   }
 
@@ -236,6 +239,7 @@ class GlooCommunicator final : public Communicator {
   std::vector<Block> recv_blocks_;
   std::vector<double> scratch_;
   std::atomic<int64_t> bytes_sent_{0};
+  double seconds_waited_ = 0;
 
   absl::Mutex mutex_;  // guards reason_
   std::string reason_;

@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/status_macros.h"
 #include "model/checkpoint.h"
+#include "model/model_source.h"
 #include "worker/rank_plan.h"
 #include "worker/weights.h"
 
@@ -43,7 +44,23 @@ std::string ResidentKey(const internal::v1::Assignment& assignment, const std::s
   relevant.mutable_cache()->set_max_sequences(assignment.cache().max_sequences());
   relevant.mutable_cache()->set_block_tokens(assignment.cache().block_tokens());
   relevant.set_require_mxfp4(assignment.require_mxfp4());
+  if (assignment.has_random_weights()) {
+    *relevant.mutable_random_weights() = assignment.random_weights();
+  }
   return relevant.SerializeAsString();
+}
+
+absl::StatusOr<model::ModelSource> SourceOf(const internal::v1::Assignment& assignment,
+                                            const std::string& dir) {
+  model::ModelSource source = {.dir = dir, .random = std::nullopt};
+  if (!assignment.has_random_weights()) return source;
+  const internal::v1::RandomWeights& random = assignment.random_weights();
+  if (random.layers() > static_cast<uint32_t>(std::numeric_limits<int>::max())) {
+    return absl::InvalidArgumentError(fmt::format("assignment: {} layers", random.layers()));
+  }
+  source.random =
+      model::RandomWeights{.seed = random.seed(), .layers = static_cast<int>(random.layers())};
+  return source;
 }
 
 internal::v1::StepResult ToProto(const StepOutput& output) {
@@ -68,6 +85,7 @@ internal::v1::StepResult ToProto(const StepOutput& output) {
   }
   result.set_step_ns(output.step_ns);
   result.set_exchange_ns(output.exchange_ns);
+  result.set_wait_ns(output.wait_ns);
   return result;
 }
 
@@ -88,7 +106,7 @@ class ModelRuntime final : public RankRuntime {
   absl::Status Connect(const TransformerOptions& options, Rendezvous& rendezvous);
   absl::StatusOr<std::unique_ptr<Resident>> Load(model::Config config,
                                                  const internal::v1::Assignment& assignment,
-                                                 const std::string& dir, RankPlan plan,
+                                                 const model::ModelSource& source, RankPlan plan,
                                                  const Progress& progress);
   bool Aborted() const { return aborted_.load() >= generation_; }
 
@@ -102,6 +120,7 @@ class ModelRuntime final : public RankRuntime {
   std::optional<SequenceTable> table_;
   int64_t step_ns_ = 0;
   int64_t exchange_ns_ = 0;
+  int64_t wait_ns_ = 0;
 
   std::atomic<Generation> aborted_{0};
   absl::Mutex mutex_;  // guards the two pointers against Abort; the step thread owns them
@@ -117,8 +136,10 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
   allow_forced_ = assignment.allow_forced_routing();
   step_ns_ = 0;
   exchange_ns_ = 0;
+  wait_ns_ = 0;
   const std::string dir = options_.model_dir.empty() ? assignment.model_dir() : options_.model_dir;
-  ASSIGN_OR_RETURN(model::Config config, model::LoadConfig(dir));
+  ASSIGN_OR_RETURN(const model::ModelSource source, SourceOf(assignment, dir));
+  ASSIGN_OR_RETURN(model::Config config, model::LoadConfig(source));
   ASSIGN_OR_RETURN(RankPlan plan, ParseAssignment(assignment, config));
   const TransformerOptions options = plan.options;
   // Before loading, which may take minutes: a rank that its peers cannot reach shows at once.
@@ -126,7 +147,7 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
   if (resident_ == nullptr || resident_->key != ResidentKey(assignment, dir)) {
     resident_ = nullptr;  // not both at once
     ASSIGN_OR_RETURN(resident_,
-                     Load(std::move(config), assignment, dir, std::move(plan), progress));
+                     Load(std::move(config), assignment, source, std::move(plan), progress));
   }
   Communicator* const group = options.shape.tp == 1   ? nullptr
                               : options.shape.dp == 1 ? world_.get()
@@ -171,18 +192,18 @@ absl::Status ModelRuntime::Connect(const TransformerOptions& options, Rendezvous
 }
 
 absl::StatusOr<std::unique_ptr<Resident>> ModelRuntime::Load(
-    model::Config config, const internal::v1::Assignment& assignment, const std::string& dir,
-    RankPlan plan, const Progress& progress) {
+    model::Config config, const internal::v1::Assignment& assignment,
+    const model::ModelSource& source, RankPlan plan, const Progress& progress) {
   auto resident = std::make_unique<Resident>();
-  resident->key = ResidentKey(assignment, dir);
+  resident->key = ResidentKey(assignment, source.dir);
   resident->config = std::move(config);
   resident->placement = std::move(plan.placement);
   const model::Config& model = resident->config;
   ASSIGN_OR_RETURN(std::shared_ptr<const model::Checkpoint> checkpoint,
-                   model::Checkpoint::Open(dir, model));
+                   model::OpenCheckpoint(source, model));
   if (assignment.require_mxfp4() && checkpoint->layout() == model::Layout::kBf16) {
     return absl::FailedPreconditionError(
-        fmt::format("{} holds its experts in bf16, and MXFP4 is required", dir));
+        fmt::format("{} holds its experts in bf16, and MXFP4 is required", source.dir));
   }
   const model::ParallelShape& shape = plan.options.shape;
   const model::Range kv_heads =
@@ -196,6 +217,7 @@ absl::StatusOr<std::unique_ptr<Resident>> ModelRuntime::Load(
   request.rank = plan.options.rank;
   request.placement = &resident->placement;
   request.heads = std::move(plan.heads);
+  request.threads = options_.threads;
   ASSIGN_OR_RETURN(resident->weights,
                    LoadRankWeights(model, std::move(checkpoint), request, *resident->ops,
                                    [&](int64_t loaded, int64_t total) {
@@ -206,6 +228,7 @@ absl::StatusOr<std::unique_ptr<Resident>> ModelRuntime::Load(
 }
 
 absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::StepPlan& plan) {
+  if (Aborted()) return absl::UnavailableError("the epoch has ended");
   for (const internal::v1::NewSequence& sequence : plan.new_sequences()) {
     if (sequence.forced_expert_ids().empty() || allow_forced_) continue;
     return absl::InternalError("the plan forces expert ids, which the assignment does not allow");
@@ -216,6 +239,7 @@ absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::
   ASSIGN_OR_RETURN(const StepOutput output, transformer_->Step(step, plan.exchange_mode(), bucket));
   step_ns_ += output.step_ns;
   exchange_ns_ += output.exchange_ns;
+  wait_ns_ += output.wait_ns;
   return ToProto(output);
 }
 
@@ -224,6 +248,7 @@ internal::v1::RankStats ModelRuntime::Stats() {
   if (transformer_ == nullptr) return stats;
   stats.set_compute_seconds(static_cast<double>(step_ns_ - exchange_ns_) * 1e-9);
   stats.set_exchange_seconds(static_cast<double>(exchange_ns_) * 1e-9);
+  stats.set_wait_seconds(static_cast<double>(wait_ns_) * 1e-9);
   const ExchangeStats& exchange = transformer_->exchange_stats();
   stats.set_dispatched_copies(exchange.dispatched_copies);
   stats.set_exchange_bytes(exchange.wire_bytes);

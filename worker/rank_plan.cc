@@ -2,16 +2,17 @@
 
 #include <fmt/format.h>
 
-#include <limits>
-
 #include "base/status_macros.h"
 
 namespace conclave::worker {
 namespace {
 
+// Far above any plan; keeps sums and products of sizes within int.
+constexpr uint32_t kMaxSize = 1 << 24;
+
 // A size as the forward pass counts it.
 absl::StatusOr<int> Positive(uint32_t value, const char* what) {
-  if (value < 1 || value > static_cast<uint32_t>(std::numeric_limits<int>::max())) {
+  if (value < 1 || value > kMaxSize) {
     return absl::InvalidArgumentError(fmt::format("assignment: {} is {}", what, value));
   }
   return static_cast<int>(value);

@@ -323,7 +323,7 @@ void RankTransformer::CountLoad(int layer, const kernels::ExpertTokens& tokens) 
 absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
                                                  internal::v1::ExchangeMode mode, int bucket) {
   const SteadyClock::time_point start = SteadyClock::now();
-  const double exchanged_before = stats_.seconds;
+  const ExchangeStats before = stats_;
   ASSIGN_OR_RETURN(const Pass pass, PlanPass(step, mode, bucket));
   RETURN_IF_ERROR(Forward(step, pass, nullptr));
   const Tensor x = buffers_.x.Rows(0, pass.rows);
@@ -336,7 +336,8 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
   RETURN_IF_ERROR(ops_.Finish());
   UpdateStats();
   out.step_ns = static_cast<int64_t>(SecondsSince(start) * 1e9);
-  out.exchange_ns = static_cast<int64_t>((stats_.seconds - exchanged_before) * 1e9);
+  out.exchange_ns = static_cast<int64_t>((stats_.seconds - before.seconds) * 1e9);
+  out.wait_ns = static_cast<int64_t>((stats_.wait_seconds - before.wait_seconds) * 1e9);
   return out;
 }
 
@@ -349,10 +350,12 @@ void RankTransformer::UpdateStats() {
     sum.wire_bytes += exchange->stats().wire_bytes;
     sum.occupied_slots += exchange->stats().occupied_slots;
     sum.seconds += exchange->stats().seconds;
+    sum.wait_seconds += exchange->stats().wait_seconds;
   }
   if (group_ != nullptr) {
     sum.wire_bytes += group_->bytes_sent();
     sum.seconds += group_->seconds();
+    sum.wait_seconds += group_->seconds_waited();
   }
   stats_ = sum;
 }

@@ -30,6 +30,7 @@ class MeteredCommunicator final : public Communicator {
   // Through this object alone.
   int64_t bytes_sent() const override { return bytes_sent_; }
   double seconds() const { return seconds_; }
+  double seconds_waited() const override { return seconds_waited_; }
 
  private:
   template <typename Call>
@@ -38,6 +39,7 @@ class MeteredCommunicator final : public Communicator {
   Communicator& inner_;
   int64_t bytes_sent_ = 0;
   double seconds_ = 0;
+  double seconds_waited_ = 0;
 };
 
 }  // namespace conclave::worker

@@ -121,10 +121,14 @@ void TransformerHarness::Rank::MakeTable() {
 
 absl::StatusOr<std::unique_ptr<TransformerHarness>> TransformerHarness::Create(
     HarnessOptions options) {
-  ASSIGN_OR_RETURN(model::Config config, model::LoadConfig(options.model_dir));
+  const model::ModelSource source = {options.model_dir, options.random};
+  ASSIGN_OR_RETURN(model::Config config, model::LoadConfig(source));
   RETURN_IF_ERROR(model::CheckShape(config, options.shape));
-  ASSIGN_OR_RETURN(std::shared_ptr<const model::Checkpoint> checkpoint,
-                   model::Checkpoint::Open(options.model_dir, config));
+  // One for each rank, as in processes of their own: each generates its random weights.
+  std::vector<std::shared_ptr<const model::Checkpoint>> checkpoints;
+  for (int rank = 0; rank < options.shape.world(); ++rank) {
+    ASSIGN_OR_RETURN(checkpoints.emplace_back(), model::OpenCheckpoint(source, config));
+  }
   const int world = options.shape.world();
   if (options.placement.layers.empty()) {
     options.placement = model::BalancedPlacement(config, world);
@@ -136,8 +140,8 @@ absl::StatusOr<std::unique_ptr<TransformerHarness>> TransformerHarness::Create(
     harness->ranks_.push_back(std::make_unique<Rank>(*harness->config_, *harness->options_, rank));
   }
   const std::unique_ptr<Rendezvous> rendezvous = MakeLocalRendezvous();
-  RETURN_IF_ERROR(
-      harness->OnAllRanks([&](Rank& rank) { return rank.Load(checkpoint, *rendezvous); }));
+  RETURN_IF_ERROR(harness->OnAllRanks(
+      [&](Rank& rank) { return rank.Load(checkpoints[rank.rank()], *rendezvous); }));
   return harness;
 }
 

@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
 #include "model/config.h"
+#include "model/model_source.h"
 #include "model/placement.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
 #include "worker/sequence_table.h"
@@ -26,6 +28,7 @@ namespace conclave::worker {
 
 struct HarnessOptions {
   std::string model_dir;
+  std::optional<model::RandomWeights> random = {};
   std::vector<std::pair<std::string, std::string>> heads = {};  // name, folder
   model::ParallelShape shape = {};
   model::Placement placement = {};  // empty: balanced

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/status_macros.h"
+#include "worker/weights_generator.h"
 #include "worker/weights_pager.h"
 #include "worker/weights_slice.h"
 
@@ -47,6 +48,7 @@ class Loader {
   absl::Status SliceLayer(int layer);
   absl::Status SliceExperts(int layer);
   absl::Status SliceModel();
+  std::function<bool(int64_t bytes)> progress();
   absl::Status PageInNext(const WeightSlicer& slicer);
   absl::Status LoadModel();
   absl::Status LoadLayer(int layer);
@@ -65,6 +67,7 @@ class Loader {
   std::vector<LayerSlices> slices_;
   std::vector<WeightSlicer> layer_slicers_;  // [layers]
   WeightSlicer model_slicer_;                // everything outside the layers
+  WeightSlicer head_slicer_;                 // attached heads: always from their own files
   kernels::HostMatrix embedding_, lm_head_;
   std::span<const uint16_t> final_norm_;
   std::vector<model::HeadTensors> head_tensors_;
@@ -83,9 +86,10 @@ absl::StatusOr<RankWeights> Loader::Load() {
     RETURN_IF_ERROR(SliceLayer(layer));
     weights_.bytes += layer_slicers_[layer].bytes();
   }
-  weights_.bytes += model_slicer_.bytes();
+  weights_.bytes += model_slicer_.bytes() + head_slicer_.bytes();
 
   RETURN_IF_ERROR(PageInNext(model_slicer_));
+  RETURN_IF_ERROR(PageIn(head_slicer_.regions(), progress()));
   RETURN_IF_ERROR(LoadModel());
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     RETURN_IF_ERROR(PageInNext(layer_slicers_[layer]));
@@ -124,10 +128,12 @@ absl::Status Loader::SliceModel() {
   if (!tensors.lm_head.bytes.empty()) {
     ASSIGN_OR_RETURN(lm_head_, model_slicer_.Rows(tensors.lm_head, vocab_.begin, vocab_.size()));
   }
-  for (const model::HeadTensors& head : head_tensors_) {
+  for (size_t i = 0; i < head_tensors_.size(); ++i) {
+    const model::HeadTensors& head = head_tensors_[i];
+    WeightSlicer& slicer = request_.heads[i].second.empty() ? model_slicer_ : head_slicer_;
     const int64_t labels = head.weight.shape[0];
-    ASSIGN_OR_RETURN(kernels::HostMatrix weight, model_slicer_.Rows(head.weight, 0, labels));
-    ASSIGN_OR_RETURN(std::span<const uint16_t> bias, model_slicer_.Values(head.bias, 0, labels));
+    ASSIGN_OR_RETURN(kernels::HostMatrix weight, slicer.Rows(head.weight, 0, labels));
+    ASSIGN_OR_RETURN(std::span<const uint16_t> bias, slicer.Values(head.bias, 0, labels));
     head_weights_.push_back(weight);
     head_biases_.push_back(bias);
   }
@@ -186,11 +192,17 @@ absl::Status Loader::SliceExperts(int layer) {
   return absl::OkStatus();
 }
 
-absl::Status Loader::PageInNext(const WeightSlicer& slicer) {
-  return PageIn(slicer.regions(), [this](int64_t bytes) {
+std::function<bool(int64_t bytes)> Loader::progress() {
+  return [this](int64_t bytes) {
     loaded_ += bytes;
     return progress_(loaded_, weights_.bytes);
-  });
+  };
+}
+
+absl::Status Loader::PageInNext(const WeightSlicer& slicer) {
+  if (!checkpoint_.is_random()) return PageIn(slicer.regions(), progress());
+  base::ThreadPool pool(request_.threads);
+  return GenerateWeights(checkpoint_, slicer.regions(), pool, progress());
 }
 
 absl::StatusOr<kernels::VectorWeight> Loader::LoadVector(std::span<const uint16_t> values) {

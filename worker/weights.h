@@ -48,11 +48,13 @@ struct WeightsRequest {
   int rank = 0;
   const model::Placement* placement = nullptr;
   std::vector<std::pair<std::string, std::string>> heads;  // name, folder
+  int threads = 1;                                         // that make up random weights
 };
 
 // Loads what `request.rank` needs and nothing else, touching every byte once so that the first step
-// does not wait for the disk. `progress` is called with (loaded, total) bytes from this thread;
-// returning false cancels (CANCELLED).
+// does not wait for the disk; weights that are made up (Checkpoint::Random) are generated here.
+// `progress` is called with (loaded, total) bytes from this thread; returning false cancels
+// (CANCELLED).
 absl::StatusOr<RankWeights> LoadRankWeights(
     const model::Config& config, std::shared_ptr<const model::Checkpoint> checkpoint,
     const WeightsRequest& request, kernels::Ops& ops,

@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -15,18 +17,27 @@ namespace {
 
 constexpr int64_t kChunkBytes = int64_t{16} << 20;
 
+absl::Status Shrunk(const std::string& file) {
+  return absl::DataLossError(fmt::format(
+      "{}: the file became shorter, or cannot be read, while its weights were loaded", file));
+}
+
+int64_t PageSize() {
+  static const int64_t size = sysconf(_SC_PAGESIZE);
+  return size;
+}
+
 // Reading one byte brings its page in.
-void TouchPages(const std::byte* begin, const std::byte* end, int64_t page) {
-  for (const std::byte* at = begin; at < end; at += page) {
+void TouchPages(const std::byte* begin, const std::byte* end) {
+  for (const std::byte* at = begin; at < end; at += PageSize()) {
     static_cast<void>(*static_cast<const volatile std::byte*>(at));
   }
 }
 
 // Pages in [data, data + bytes).
 absl::Status Populate(const std::byte* data, int64_t bytes, const std::string& file) {
-  static const int64_t page = sysconf(_SC_PAGESIZE);
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
-  const int64_t lead = static_cast<int64_t>(address % static_cast<uintptr_t>(page));
+  const int64_t lead = static_cast<int64_t>(address % static_cast<uintptr_t>(PageSize()));
   const std::byte* begin = data - lead;
   // madvise takes a non-const pointer but changes nothing here.
   void* start = const_cast<std::byte*>(begin);
@@ -34,21 +45,37 @@ absl::Status Populate(const std::byte* data, int64_t bytes, const std::string& f
   madvise(start, length, MADV_WILLNEED);  // a hint: large reads ahead of the faults below
   while (madvise(start, length, MADV_POPULATE_READ) != 0) {
     if (errno == EINTR || errno == EAGAIN) continue;
-    if (errno == EFAULT) {
-      return absl::DataLossError(fmt::format(
-          "{}: the file became shorter, or cannot be read, while its weights were loaded", file));
-    }
+    if (errno == EFAULT) return Shrunk(file);
     if (errno != EINVAL && errno != ENOSYS) {
       return absl::InternalError(
           fmt::format("{}: reading {} mapped bytes: {}", file, bytes, std::strerror(errno)));
     }
-    TouchPages(begin, data + bytes, page);
-    break;
+    return ReadPages(begin, data + bytes, file);
   }
   return absl::OkStatus();
 }
 
 }  // namespace
+
+absl::Status ReadPages(const std::byte* begin, const std::byte* end, const std::string& file) {
+  constexpr int kPages = 512;  // below the kernel's IOV_MAX
+  std::array<std::byte, kPages> bytes;
+  std::array<iovec, kPages> pages;
+  while (begin < end) {
+    int count = 0;
+    for (; count < kPages && begin < end; ++count, begin += PageSize()) {
+      pages[static_cast<size_t>(count)] = {const_cast<std::byte*>(begin), 1};
+    }
+    const iovec local = {bytes.data(), static_cast<size_t>(count)};
+    const ssize_t read = process_vm_readv(getpid(), &local, 1, pages.data(), count, 0);
+    if (read == count) continue;
+    if (read >= 0 || errno == EFAULT) return Shrunk(file);
+    // Forbidden here: a plain read, which cannot fail but by a signal.
+    TouchPages(static_cast<const std::byte*>(pages[0].iov_base), end);
+    return absl::OkStatus();
+  }
+  return absl::OkStatus();
+}
 
 absl::Status PageIn(std::span<const MappedRegion> regions,
                     const std::function<bool(int64_t bytes)>& progress) {

@@ -26,9 +26,13 @@ struct MappedRegion {
 
 // Reads every page of `regions` once. `progress` is called with the bytes just read, at least every
 // 16 MiB; returning false cancels (CANCELLED). A file that became shorter than its map is DATA_LOSS
-// with its name, not a SIGBUS (on kernels before 5.14 the read is a plain one).
+// with its name, not a SIGBUS.
 absl::Status PageIn(std::span<const MappedRegion> regions,
                     const std::function<bool(int64_t bytes)>& progress);
+
+// What PageIn does on kernels before 5.14: reads a byte of each page from `begin` (a page's start)
+// to `end` by way of the kernel, which answers where a plain read would be a SIGBUS.
+absl::Status ReadPages(const std::byte* begin, const std::byte* end, const std::string& file);
 
 }  // namespace conclave::worker
 

@@ -86,6 +86,20 @@ TEST_F(WeightsPagerTest, AFileThatShrankIsAnErrorWithItsNameAndNotACrash) {
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr(path_));
 }
 
+TEST_F(WeightsPagerTest, OlderKernelsReadEveryPageToo) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  ASSERT_TRUE(ReadPages(map_, map_ + kFileBytes / 2 + 1, path_).ok());
+  EXPECT_EQ(MappedPages(0, kFileBytes / 2 + page), kFileBytes / 2 / page + 1);
+}
+
+TEST_F(WeightsPagerTest, OlderKernelsSayThatAFileShrankToo) {
+  ASSERT_EQ(ftruncate(fd_, kFileBytes / 4), 0);
+  EXPECT_TRUE(ReadPages(map_, map_ + kFileBytes / 4, path_).ok());
+  const absl::Status status = ReadPages(map_, map_ + kFileBytes, path_);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr(path_));
+}
+
 TEST_F(WeightsPagerTest, ProgressCancels) {
   const std::vector<MappedRegion> regions = {{map_, 1, kFileBytes, kFileBytes, path_}};
   int calls = 0;

@@ -134,7 +134,10 @@ class SignalWaiter {
     sigaddset(&signals_, SIGUSR2);  // our own, to end the thread
     pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
   }
-  ~SignalWaiter() {
+  ~SignalWaiter() { Stop(); }
+
+  // No callback runs after this.
+  void Stop() {
     if (!thread_.joinable()) return;
     ending_.store(true);
     pthread_kill(thread_.native_handle(), SIGUSR2);
@@ -179,6 +182,7 @@ int Serve(const Flags& flags) {
   }
   signals.Start([&agent] { agent.Stop(); });
   const absl::Status ended = agent.Run();
+  signals.Stop();  // a second signal must not reach an agent that is going away
   if (!ended.ok()) return Fail(std::string(ended.message()), kExitError);
   return 0;
 }

@@ -17,6 +17,9 @@ ExpertGroups GroupByExpert(const ExpertTokens& tokens, int num_experts, int k) {
   std::vector<std::vector<ExpertJob>> jobs(num_experts);
   for (int source = 0; source < tokens.num_sources; ++source) {
     const int32_t count = tokens.count(source);
+    // Before anything is read by it: in fixed mode it came over the wire.
+    CONCLAVE_CHECK(count >= 0 &&
+                   static_cast<int64_t>(out.copies.size()) + count <= tokens.max_copies);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t slot = tokens.first_slot[source] + i;
       const auto copy = static_cast<int32_t>(out.copies.size());
@@ -31,7 +34,6 @@ ExpertGroups GroupByExpert(const ExpertTokens& tokens, int num_experts, int k) {
       }
     }
   }
-  CONCLAVE_CHECK(static_cast<int64_t>(out.copies.size()) <= tokens.max_copies);
   for (int id = 0; id < num_experts; ++id) {
     if (!jobs[id].empty()) out.groups.push_back({id, tokens.local_index[id], std::move(jobs[id])});
   }

@@ -1,19 +1,18 @@
 #include "tests/e2e/golden.h"
 
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "base/grpc_status.h"
+#include "tests/goldens/goldens.h"
 
 namespace conclave::tests {
 
 std::vector<GoldenCase> LoadGoldens() {
-  std::ifstream file("tests/goldens/goldens.json");
-  const nlohmann::json json = nlohmann::json::parse(file);
   std::vector<GoldenCase> cases;
-  for (const auto& item : json.at("cases")) {
-    cases.push_back({item.at("prompt").get<Tokens>(), item.at("greedy").get<Tokens>()});
+  for (const goldens::Generation& golden : goldens::LoadGenerations()) {
+    const auto end = golden.greedy.begin() + static_cast<std::ptrdiff_t>(golden.arg_max_steps);
+    cases.push_back(
+        {Tokens(golden.prompt.begin(), golden.prompt.end()), Tokens(golden.greedy.begin(), end)});
   }
   return cases;
 }

@@ -19,13 +19,13 @@ using Tokens = std::vector<uint32_t>;
 
 struct GoldenCase {
   Tokens prompt;
-  Tokens greedy;  // 24 tokens, end tokens ignored
+  Tokens greedy;  // 24 tokens, end tokens ignored; fewer where the file's own are not the arg-max
 };
 
-// What Transformers generates in float32 (tests/goldens/goldens.json).
+// What Transformers generates in float32 (tests/goldens).
 std::vector<GoldenCase> LoadGoldens();
 
-// `count` prompts of 1 to `max_length` tokens of a vocabulary of 512, from a fixed seed.
+// `count` prompts of 1 to `max_length` tokens below 496 (no special ones), from a fixed seed.
 std::vector<Tokens> RandomPrompts(int count, int max_length);
 
 // A greedy request that ignores end tokens.

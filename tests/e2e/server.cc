@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -134,6 +135,25 @@ v1::GetClusterResponse Server::Cluster() const {
   return response;
 }
 
+pid_t Server::CoordinatorPid() const {
+  std::stringstream children(
+      ReadFile("/proc/" + std::to_string(pid_) + "/task/" + std::to_string(pid_) + "/children"));
+  for (pid_t child = 0; children >> child;) {
+    const std::string name = ReadFile("/proc/" + std::to_string(child) + "/comm");
+    if (name.starts_with("conclave-coord")) return child;
+  }
+  return -1;
+}
+
+bool Server::WaitForLog(const std::string& part) const {
+  const absl::Time end = absl::Now() + Scaled(absl::Seconds(20));
+  while (log().find(part) == std::string::npos) {
+    if (absl::Now() > end) return false;
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return true;
+}
+
 bool Server::Healthy() const {
   grpc::health::v1::HealthCheckResponse response;
   grpc::ClientContext context;
@@ -153,10 +173,11 @@ CommandResult RunCommand(const std::vector<std::string>& command, const std::str
   const int err = ::open(err_path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
   const pid_t pid = Spawn(command, in, out, err);
   int status = 0;
-  if (pid > 0) ::waitpid(pid, &status, 0);
+  rusage usage = {};
+  if (pid > 0) ::wait4(pid, &status, 0, &usage);
   for (int fd : {in, out, err}) ::close(fd);
   CommandResult result{pid > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : -1, ReadFile(out_path),
-                       ReadFile(err_path)};
+                       ReadFile(err_path), int64_t{usage.ru_maxrss} << 10};
   for (const std::string& path : {in_path, out_path, err_path}) ::unlink(path.c_str());
   return result;
 }

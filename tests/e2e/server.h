@@ -61,6 +61,10 @@ class Server {
     }
     return false;
   }
+  // The coordinator's process; -1 when there is none just now.
+  pid_t CoordinatorPid() const;
+  // Until `part` is in the log; false after 20 s (stretched).
+  bool WaitForLog(const std::string& part) const;
   // What grpc.health.v1 answers on the public port.
   bool Healthy() const;
 
@@ -82,6 +86,7 @@ struct CommandResult {
   int exit_code = -1;
   std::string out;
   std::string err;
+  int64_t peak_bytes = 0;  // of resident memory
 };
 CommandResult RunCommand(const std::vector<std::string>& command, const std::string& input = "");
 

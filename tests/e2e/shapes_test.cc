@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -46,7 +48,9 @@ std::vector<Variant> Variants() {
     for (size_t c = 0; c < chunks.size(); ++c) {
       for (size_t m = 0; m < modes.size(); ++m) {
         // Every pair of values is met: (shape, chunk) always, the mode alternates along both.
-        const bool covered = (s + c) % modes.size() == m && (!sanitized || (s + c) % 2 == 0);
+        // Under sanitizers every second (shape, chunk), with both modes.
+        const bool covered =
+            sanitized ? (s + c) % 2 == 0 && (s + c / 2) % 2 == m : (s + c) % 2 == m;
         if (!covered && !IsSet("CONCLAVE_FULL")) continue;
         variants.push_back({shapes[s].first, shapes[s].second, chunks[c], modes[m]});
       }
@@ -74,7 +78,16 @@ ServerOptions Options(const Variant& v) {
 
 constexpr int kNewTokens = 24;
 
-// What one rank generates for the random prompts, whole prompts, one at a time.
+// The golden prompts, then 32 random ones of up to 232 tokens.
+std::vector<Tokens> Prompts() {
+  std::vector<Tokens> prompts;
+  for (const GoldenCase& golden : LoadGoldens()) prompts.push_back(golden.prompt);
+  for (const Tokens& prompt : RandomPrompts(32, 232)) prompts.push_back(prompt);
+  return prompts;
+}
+
+// What one rank generates for each prompt, whole and alone; where Transformers' answer is known, it
+// is the same.
 const std::vector<Tokens>& Reference(const std::vector<Tokens>& prompts) {
   static const std::vector<Tokens> reference = [&prompts] {
     Server server(Options({}));
@@ -84,6 +97,12 @@ const std::vector<Tokens>& Reference(const std::vector<Tokens>& prompts) {
       auto tokens = GenerateOne(server.channel(), GreedyRequest(prompt, kNewTokens));
       EXPECT_TRUE(tokens.ok()) << tokens.status();
       all.push_back(tokens.ok() ? *tokens : Tokens());
+    }
+    const std::vector<GoldenCase> goldens = LoadGoldens();
+    for (size_t i = 0; i < goldens.size(); ++i) {
+      Tokens known = all[i];
+      known.resize(std::min(known.size(), goldens[i].greedy.size()));
+      EXPECT_EQ(known, goldens[i].greedy) << "golden prompt of " << prompts[i].size();
     }
     return all;
   }();
@@ -147,26 +166,19 @@ void ExpectTokenGoldens(const Server& server) {
 class ShapesTest : public ::testing::TestWithParam<Variant> {};
 
 TEST_P(ShapesTest, GreedyOutputAndHeadLogitsAreThoseOfOneRank) {
-  const std::vector<Tokens> random = RandomPrompts(32, 232);
-  const std::vector<Tokens>& reference = Reference(random);
+  const std::vector<Tokens> prompts = Prompts();
+  const std::vector<Tokens>& reference = Reference(prompts);
   Server server(Options(GetParam()));
   ASSERT_TRUE(server.WaitServing()) << server.log();
-
-  std::vector<Tokens> prompts;
-  std::vector<Tokens> wanted;
-  for (const GoldenCase& golden : LoadGoldens()) {
-    auto alone = GenerateOne(server.channel(), GreedyRequest(golden.prompt, kNewTokens));
+  for (size_t i = 0; i < LoadGoldens().size(); ++i) {
+    auto alone = GenerateOne(server.channel(), GreedyRequest(prompts[i], kNewTokens));
     ASSERT_TRUE(alone.ok()) << alone.status() << "\n" << server.log();
-    EXPECT_EQ(*alone, golden.greedy) << "alone, prompt of " << golden.prompt.size();
-    prompts.push_back(golden.prompt);
-    wanted.push_back(golden.greedy);
+    EXPECT_EQ(*alone, reference[i]) << "alone, prompt of " << prompts[i].size();
   }
-  prompts.insert(prompts.end(), random.begin(), random.end());
-  wanted.insert(wanted.end(), reference.begin(), reference.end());
   const auto together = GenerateTogether(server.channel(), prompts, kNewTokens);
   ASSERT_TRUE(together.ok()) << together.status() << "\n" << server.log();
   for (size_t i = 0; i < prompts.size(); ++i) {
-    EXPECT_EQ((*together)[i], wanted[i]) << "in the batch, prompt of " << prompts[i].size();
+    EXPECT_EQ((*together)[i], reference[i]) << "in the batch, prompt of " << prompts[i].size();
   }
   ExpectSequenceGoldens(server);
   ExpectTokenGoldens(server);
