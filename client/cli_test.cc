@@ -234,7 +234,10 @@ TEST_F(CliTest, CtrlCCancelsAndKeepsWhatArrived) {
   ASSERT_TRUE(WaitUntil([&] { return server_.requests.generate.has_prompt(); }));
   ASSERT_EQ(kill(process->pid, SIGINT), 0);
   int status = 0;
-  ASSERT_EQ(waitpid(process->pid, &status, 0), process->pid);
+  const bool ended =
+      WaitUntil([&] { return waitpid(process->pid, &status, WNOHANG) == process->pid; });
+  if (!ended) kill(process->pid, SIGKILL);
+  ASSERT_TRUE(ended);
   ASSERT_TRUE(WIFEXITED(status)) << DescribeExit(status);
   EXPECT_EQ(WEXITSTATUS(status), kExitInterrupted);
   std::string out(4096, '\0');
