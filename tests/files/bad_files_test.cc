@@ -307,7 +307,7 @@ const std::vector<Case> kTokenizers = {
      {kTokenizer, "model.merges[3]"}},
     {"TokenizerIdTooLarge",
      Tokenizer([](Json& t) { t["model"]["vocab"]["zzzz"] = 3'000'000; }),
-     {kTokenizer, "zzzz", "2097151"}},
+     {kTokenizer, "model.vocab", "3000000", "2097151"}},
     {"TokenizerLargerThanTheModel",
      Tokenizer([](Json& t) { t["model"]["vocab"]["zzzz"] = 600; }),
      {kTokenizer, "600", "vocab_size 512"}},

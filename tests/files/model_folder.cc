@@ -28,7 +28,8 @@ uint64_t HeaderBytes(const std::string& contents) {
 
 }  // namespace
 
-ModelFolder::ModelFolder(const std::string& name) : dir_(testing::TempDir() + "/" + name) {
+ModelFolder::ModelFolder(const std::string& name)
+    : dir_((fs::path(testing::TempDir()) / name).lexically_normal().string()) {
   fs::remove_all(dir_);
   for (const auto& entry : fs::recursive_directory_iterator(kDemo)) {
     if (entry.is_directory()) continue;
@@ -79,9 +80,10 @@ std::string ModelFolder::ReadHeader(const std::string& file) const {
 
 void ModelFolder::WriteHeader(const std::string& file, const std::string& header) const {
   const std::string old = Read(file);
-  const uint64_t length = header.size();
+  // Padded as writers do, so that the data stays aligned.
+  const uint64_t length = (header.size() + 7) / 8 * 8;
   std::string contents(reinterpret_cast<const char*>(&length), kLengthBytes);
-  contents += header;
+  contents += header + std::string(length - header.size(), ' ');
   contents += old.substr(kLengthBytes + HeaderBytes(old));
   Write(file, contents);
 }
