@@ -17,6 +17,10 @@ namespace {
 // one GenerateBatch, answers of all ranks), few enough not to keep the workers waiting.
 constexpr int kMessagesPerRound = 1024;
 
+// Of these, messages that came during the round are taken along as far as this: prompts of one
+// batch land in one step, and callers that ask again at once do not hold it up.
+constexpr int kLateMessagesPerRound = 64;
+
 // A Snapshot's patience with the loop; then the last one is given.
 constexpr absl::Duration kSnapshotLimit = absl::Seconds(2);
 
@@ -175,7 +179,7 @@ bool EngineLoop::Drain() {
   for (int handled = 0; message.has_value(); message = mailbox_.Take(absl::ZeroDuration())) {
     std::visit([this](auto& kind) { Handle(kind); }, *message);
     if (unheard_ > 0 && --unheard_ == 0) heard = true;
-    if (++handled == kMessagesPerRound) break;
+    if (++handled >= (heard ? kLateMessagesPerRound : kMessagesPerRound)) break;
   }
   return heard;
 }
