@@ -38,6 +38,15 @@ cc_library(
     textual_hdrs = {headers},
 )
 
+# A shared library in every configuration (half a gigabyte). The path of the build machine is a hint;
+# elsewhere the loader finds it through LD_LIBRARY_PATH.
+cc_library(
+    name = "cublaslt",
+    linkopts = ["{lib}/libcublasLt.so", "-Wl,-rpath,{lib}"],
+    target_compatible_with = {compatible},
+    deps = [":cudart"],
+)
+
 cc_library(
     name = "nccl",
     linkopts = ["-lnccl"],

@@ -252,6 +252,33 @@ std::unique_ptr<Ops> MakeCpuOps(const model::Config& config, int kv_heads,
 // The CPU backend's description without making one.
 KernelInfo DescribeCpu();
 
+struct CudaOptions {
+  int device = 0;  // CUDA ordinal
+  int max_sequences = 1;
+  int block_tokens = 16;
+  int max_step_tokens = 2048;  // rows of any step: sizes scratch memory
+  // Entries of all block tables of one step together; 0: room for max_sequences full contexts.
+  int64_t max_step_blocks = 0;
+};
+// FAILED_PRECONDITION whose message begins with the probe's reason ("arch_unsupported: ...") when
+// the kernels cannot run on that device; nothing is allocated there then.
+absl::StatusOr<std::unique_ptr<Ops>> MakeCudaOps(const model::Config& config, int kv_heads,
+                                                 const CudaOptions& options);
+
+// Whether the CUDA kernels run on a device, and why not.
+struct CudaProbe {
+  // Empty: they run. "no_gpu": no driver or no such device. "arch_unsupported": another compute
+  // capability than 9.0.
+  std::string reason;
+  std::string message;             // a sentence for people, empty when they run
+  std::string compute_capability;  // "9.0"; empty without a device
+  int64_t memory_bytes = 0;
+};
+CudaProbe ProbeCuda(int device);
+
+// The CUDA backend's description without making one; device_name is empty without a device.
+KernelInfo DescribeCuda(int device);
+
 }  // namespace conclave::kernels
 
 #endif  // CONCLAVE_KERNELS_OPS_H_
