@@ -1,8 +1,16 @@
 #include "base/clock.h"
 
+#include <chrono>
 #include <cstdlib>
 
 namespace conclave::base {
+
+absl::Time SteadyNow() {
+  using Monotonic = std::chrono::steady_clock;
+  static const absl::Time wall = absl::Now();
+  static const Monotonic::time_point start = Monotonic::now();
+  return wall + absl::FromChrono(Monotonic::now() - start);
+}
 
 double TimeScale() {
   const char* text = std::getenv("CONCLAVE_TEST_TIME_SCALE");

@@ -1,8 +1,8 @@
 #ifndef CONCLAVE_BASE_CLOCK_H_
 #define CONCLAVE_BASE_CLOCK_H_
 
-// Time behind an interface, so that tests decide what time it is. SystemClock is the wall clock,
-// which deadlines of calls are stated in; it may jump.
+// Time behind an interface, so that tests decide what time it is, and a clock that never jumps: an
+// administrator who sets the date must not look like a lost worker.
 
 #include <atomic>
 
@@ -18,9 +18,13 @@ class Clock {
   virtual absl::Time Now() const = 0;
 };
 
-class SystemClock final : public Clock {
+// The wall clock as it was when the process first asked, moved on by the monotonic clock since:
+// comparable with the deadlines of calls, which are wall time, and never set back. Thread-safe.
+absl::Time SteadyNow();
+
+class SteadyClock final : public Clock {
  public:
-  absl::Time Now() const override { return absl::Now(); }
+  absl::Time Now() const override { return SteadyNow(); }
 };
 
 // Moves only when told to.

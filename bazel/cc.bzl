@@ -32,6 +32,11 @@ _HOT_COPTS = select({
     "//conditions:default": ["-O3"],
 })
 
+_RUNTIME = select({
+    "//bazel:tsan": ["//bazel/tsan:abseil"],
+    "//conditions:default": [],
+})
+
 def _copts(copts, hot):
     return _WARNINGS + copts + (_HOT_COPTS if hot else [])
 
@@ -46,9 +51,9 @@ def conclave_cc_library(name, copts = [], hot = False, **kwargs):
     """
     native.cc_library(name = name, copts = _copts(copts, hot), linkstatic = True, **kwargs)
 
-def conclave_cc_binary(name, copts = [], hot = False, **kwargs):
+def conclave_cc_binary(name, deps = [], copts = [], hot = False, **kwargs):
     """A program. Arguments as for conclave_cc_library."""
-    native.cc_binary(name = name, copts = _copts(copts, hot), **kwargs)
+    native.cc_binary(name = name, copts = _copts(copts, hot), deps = deps + _RUNTIME, **kwargs)
 
 def conclave_fuzz_binary(name, function, deps):
     """A libFuzzer program; builds with --config=fuzz only (tools/fuzz).
@@ -85,6 +90,6 @@ def conclave_cc_test(name, deps = [], copts = [], hot = False, main = True, size
         name = name,
         size = size,
         copts = _copts(copts, hot),
-        deps = deps + ["@sys//:gmock", "@sys//:gtest_main" if main else "@sys//:gtest"],
+        deps = deps + _RUNTIME + ["@sys//:gmock", "@sys//:gtest_main" if main else "@sys//:gtest"],
         **kwargs
     )

@@ -34,7 +34,7 @@ absl::Status CheckUsage(ServeOptions& options) {
   }
   std::set<std::string> names;
   for (const std::string& flag : options.heads) {
-    ASSIGN_OR_RETURN(const HeadFlag head, ParseHead(flag));
+    ASSIGN_OR_RETURN(const model::HeadFlag head, model::ParseHeadFlag(flag));
     if (!names.insert(head.name).second) {
       return absl::InvalidArgumentError(
           fmt::format("--head {} is given twice: give each head a name of its own", head.name));
@@ -50,7 +50,7 @@ absl::Status CheckFolders(const ServeOptions& options, const model::Config& conf
   RETURN_IF_ERROR(
       model::LoadCheckpointTokenizer(options.model, options.tokenizer, config).status());
   for (const std::string& flag : options.heads) {
-    ASSIGN_OR_RETURN(const HeadFlag head, ParseHead(flag));
+    ASSIGN_OR_RETURN(const model::HeadFlag head, model::ParseHeadFlag(flag));
     RETURN_IF_ERROR(model::OpenHead(head.name, head.dir, config, *checkpoint).status());
   }
   return absl::OkStatus();
@@ -87,7 +87,10 @@ int Run(ServeOptions& options) {
   ServeDisplay display(stderr, isatty(STDERR_FILENO) != 0);
   ServeSession session(options, &display);
   status = session.Run();
-  return status.ok() ? kExitOk : Fail(kName, status);
+  if (status.ok()) return kExitOk;
+  // Flags that only the coordinator can judge.
+  if (absl::IsInvalidArgument(status)) return FailUsage(kName, std::string(status.message()));
+  return Fail(kName, status);
 }
 
 }  // namespace

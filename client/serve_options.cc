@@ -122,20 +122,12 @@ model::ModelSource ServeOptions::source() const {
   return source;
 }
 
-absl::StatusOr<HeadFlag> ParseHead(const std::string& flag) {
-  const size_t equals = flag.find('=');
-  if (equals == std::string::npos || equals == 0 || equals + 1 == flag.size()) {
-    return absl::InvalidArgumentError(fmt::format("--head '{}' is not of the form NAME=DIR", flag));
-  }
-  return HeadFlag{flag.substr(0, equals), flag.substr(equals + 1)};
-}
-
 std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std::string& listen,
                                          const std::string& internal_listen) {
   std::vector<std::string> argv = {options.coordinator_binary, "--model",
                                    AbsolutePath(options.model)};
   for (const std::string& flag : options.heads) {
-    const auto head = ParseHead(flag);
+    const auto head = model::ParseHeadFlag(flag);
     if (!head.ok()) continue;  // refused before anything is started
     argv.emplace_back("--head");
     argv.push_back(fmt::format("{}={}", head->name, AbsolutePath(head->dir)));

@@ -43,13 +43,6 @@ struct ServeOptions {
 // `options` must outlive the parse.
 void AddServeFlags(CLI::App& command, ServeOptions* options);
 
-// "sentiment=heads/a" -> {"sentiment", "heads/a"}. INVALID_ARGUMENT when it is not of that form.
-struct HeadFlag {
-  std::string name;
-  std::string dir;
-};
-absl::StatusOr<HeadFlag> ParseHead(const std::string& flag);
-
 // The address to bind: `listen` and `internal_listen` as given at first; a coordinator that is
 // started again gets those that the first one chose.
 std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std::string& listen,

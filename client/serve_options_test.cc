@@ -101,9 +101,9 @@ TEST(ServeOptionsTest, WorkersUseLoopbackAndShareTheProcessors) {
 }
 
 TEST(ServeOptionsTest, HeadsAreNameEqualsFolder) {
-  EXPECT_EQ(ParseHead("a=b=c")->dir, "b=c");
+  EXPECT_EQ(model::ParseHeadFlag("a=b=c")->dir, "b=c");
   for (const char* bad : {"", "a", "a=", "=b"}) {
-    EXPECT_EQ(ParseHead(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_EQ(model::ParseHeadFlag(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }
 

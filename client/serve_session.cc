@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 #include <array>
 #include <cstdio>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "base/status_macros.h"
+#include "client/exit_code.h"
 
 namespace conclave::client {
 namespace {
@@ -63,6 +65,7 @@ absl::Status ServeSession::Run() {
   }
   monitor_.reset();
   display_->EndProgress();
+  if (failure_.ok()) ShowHeld();
   if (stopping_) display_->Message("stopping (once more to stop at once)");
   const std::array<int, 1> hurry = {stop_signals_.fd()};
   supervisor_.StopAll(hurry);
@@ -80,6 +83,7 @@ absl::Status ServeSession::StartCoordinator() {
 
 absl::Status ServeSession::StartWorkers() {
   phase_ = Phase::kForming;
+  ShowHeld();
   fmt::print("internal {}\n", internal_);
   std::fflush(stdout);
   // A coordinator that is started again is found where the workers and clients know it.
@@ -129,7 +133,17 @@ void ServeSession::OnLine(int child, bool is_stdout, const std::string& line) {
     if (!internal.empty() || !listen.empty()) return;
   }
   if (!is_stdout && !line.empty()) last_line_[child] = line;
-  display_->ChildLine(Label(child), line);
+  if (phase_ != Phase::kStarting) {
+    display_->ChildLine(Label(child), line);
+    return;
+  }
+  ShowHeld();
+  held_ = line;
+}
+
+void ServeSession::ShowHeld() {
+  if (held_.has_value()) display_->ChildLine(Label(kCoordinator), *held_);
+  held_.reset();
 }
 
 void ServeSession::OnExit(const Exit& exit) {
@@ -146,6 +160,9 @@ void ServeSession::OnExit(const Exit& exit) {
 
 absl::Status ServeSession::JudgeExit(const Exit& exit) const {
   const bool coordinator = exit.child == kCoordinator;
+  if (coordinator && WIFEXITED(exit.wait_status) && WEXITSTATUS(exit.wait_status) == kExitUsage) {
+    return absl::InvalidArgumentError(LastWords(exit.child));
+  }
   const bool no_restart = options_.no_restart;
   std::string when;
   if (phase_ == Phase::kStarting) {
@@ -159,12 +176,15 @@ absl::Status ServeSession::JudgeExit(const Exit& exit) const {
   } else {
     return absl::OkStatus();
   }
-  const auto last = last_line_.find(exit.child);
-  std::string reason = ": see the lines above";
-  if (!options_.log_dir.empty()) reason = ": see its log in " + options_.log_dir;
-  if (last != last_line_.end()) reason = ": " + last->second;
-  return absl::InternalError(fmt::format("{} ended with {}{}{}", Label(exit.child),
-                                         DescribeExit(exit.wait_status), when, reason));
+  return absl::InternalError(fmt::format("{} ended with {}{}: {}", Label(exit.child),
+                                         DescribeExit(exit.wait_status), when,
+                                         LastWords(exit.child)));
+}
+
+std::string ServeSession::LastWords(int child) const {
+  const auto last = last_line_.find(child);
+  if (last != last_line_.end()) return last->second;
+  return options_.log_dir.empty() ? "see the lines above" : "see its log in " + options_.log_dir;
 }
 
 std::string ServeSession::LogFile(const std::string& child) const {

@@ -9,6 +9,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -26,7 +27,8 @@ class ServeSession : private Supervisor::Events {
   // `options` are complete and checked.
   ServeSession(const ServeOptions& options, ServeDisplay* display);
 
-  // Returns OK when it was stopped by SIGINT, SIGTERM or SIGHUP, an error when it cannot go on.
+  // Returns OK when it was stopped by SIGINT, SIGTERM or SIGHUP, an error when it cannot go on,
+  // INVALID_ARGUMENT when that is because of flags that only the coordinator can judge.
   // Either way no child is left.
   absl::Status Run();
 
@@ -36,12 +38,16 @@ class ServeSession : private Supervisor::Events {
   void OnLine(int child, bool is_stdout, const std::string& line) override;
   void OnExit(const Exit& exit) override;
 
+  void ShowHeld();
   absl::Status StartCoordinator();
   // When the coordinator has said both of its addresses.
   absl::Status StartWorkers();
   void OnSnapshot(ServeSnapshot snapshot);
-  // Why the service cannot go on after a child ended; OK when it can.
+  // Why the service cannot go on after a child ended; OK when it can. INVALID_ARGUMENT when it is
+  // the flags.
   absl::Status JudgeExit(const Exit& exit) const;
+  // The last line of a child's stderr, or where to look for it.
+  std::string LastWords(int child) const;
   std::string LogFile(const std::string& child) const;
   // "coordinator", "rank 2", or "worker 2" while it has no rank.
   std::string Label(int child) const;
@@ -61,6 +67,9 @@ class ServeSession : private Supervisor::Events {
   std::string listen_;    // as the coordinator said
   std::string internal_;
   std::map<int, std::string> last_line_;  // by child, of stderr
+  // The coordinator's last line while it starts: shown with the next one, or as the error when it
+  // was the last of all.
+  std::optional<std::string> held_;
   std::map<pid_t, int> rank_of_;
 };
 

@@ -12,7 +12,7 @@
 #include <cmath>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "base/clock.h"
 
 namespace conclave::client {
 namespace {
@@ -100,7 +100,7 @@ absl::Status Supervisor::Launch(Child& child) {
   child.pid = process->pid;
   child.out.fd = process->stdout_fd;
   child.err.fd = process->stderr_fd;
-  child.started = absl::Now();
+  child.started = base::SteadyNow();
   child.restart_at = absl::InfiniteFuture();
   return absl::OkStatus();
 }
@@ -113,7 +113,7 @@ void Supervisor::Step(absl::Duration wait, std::span<const int> wake_fds) {
 }
 
 void Supervisor::WaitForEvent(absl::Duration wait, std::span<const int> wake_fds) const {
-  const absl::Time now = absl::Now();
+  const absl::Time now = base::SteadyNow();
   std::vector<pollfd> fds;
   for (const int fd : wake_fds) fds.push_back({fd, POLLIN, 0});
   for (const auto& child : children_) {
@@ -132,10 +132,17 @@ void Supervisor::ReadOutput(Child& child) {
 
 void Supervisor::Reap() {
   for (auto& child : children_) {
-    int wait_status = 0;
-    if (child->pid > 0 && waitpid(child->pid, &wait_status, WNOHANG) == child->pid) {
-      Ended(*child, wait_status);
+    siginfo_t info = {};
+    if (child->pid < 0 ||
+        waitid(P_PID, static_cast<id_t>(child->pid), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+        info.si_pid != child->pid) {
+      continue;
     }
+    // What it left behind, before the number of its group can be anybody else's.
+    kill(-child->pid, SIGKILL);
+    int wait_status = 0;
+    waitpid(child->pid, &wait_status, 0);
+    Ended(*child, wait_status);
   }
 }
 
@@ -146,13 +153,12 @@ void Supervisor::Ended(Child& child, int wait_status) {
   child.err.Flush([&](const std::string& line) { events_->OnLine(child.number, false, line); });
   child.out.Close();
   child.err.Close();
-  kill(-child.pid, SIGKILL);
   child.pid = -1;
   Exit exit{.child = child.number,
             .wait_status = wait_status,
             .failures = 0,
             .restart_in = absl::InfiniteDuration()};
-  const absl::Time now = absl::Now();
+  const absl::Time now = base::SteadyNow();
   const absl::Duration delay = child.backoff.Next(now - child.started);
   exit.failures = child.backoff.failures();
   if (options_.restart && !stopping_) {
@@ -163,7 +169,7 @@ void Supervisor::Ended(Child& child, int wait_status) {
 }
 
 void Supervisor::RestartDue() {
-  const absl::Time now = absl::Now();
+  const absl::Time now = base::SteadyNow();
   for (auto& child : children_) {
     if (child->restart_at > now) continue;
     if (const absl::Status status = Launch(*child); !status.ok()) {
@@ -185,12 +191,12 @@ void Supervisor::StopAll(std::span<const int> hurry_fds) {
   Signal(SIGTERM);
   // One that was stopped (SIGSTOP) would not see the signal above.
   Signal(SIGCONT);
-  const absl::Time limit = absl::Now() + options_.stop_limit;
+  const absl::Time limit = base::SteadyNow() + options_.stop_limit;
   while (AnyRunning()) {
     std::vector<pollfd> hurry;
     for (const int fd : hurry_fds) hurry.push_back({fd, POLLIN, 0});
     const bool hurried = poll(hurry.data(), hurry.size(), 0) > 0;
-    if (hurried || absl::Now() >= limit) Signal(SIGKILL);
+    if (hurried || base::SteadyNow() >= limit) Signal(SIGKILL);
     Step(absl::Milliseconds(20));
   }
 }

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kCpuValueBytes = 4;
 constexpr int kCudaValueBytes = 2;
+constexpr int kCpuPartialBytes = 8;
+constexpr int kCudaPartialBytes = 4;
 
 // What a worker reports is checked like any input.
 int64_t Clamped(uint64_t bytes) {
@@ -35,14 +37,24 @@ bool WeightsArePrivate(const ClusterOptions& options) {
 
 MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
   const model::Config& config = options.config;
+  const int value_bytes = cuda ? kCudaValueBytes : kCpuValueBytes;
   const int64_t block_layer_bytes =
-      kBlockTokens * model::KvBytesPerTokenLayer(config, options.shape.tp,
-                                                 cuda ? kCudaValueBytes : kCpuValueBytes);
+      kBlockTokens * model::KvBytesPerTokenLayer(config, options.shape.tp, value_bytes);
+  int labels = 0;
+  for (const Head& head : options.heads) {
+    labels = std::max(labels, static_cast<int>(head.config.labels.size()));
+  }
+  const model::ActivationSizes sizes = {
+      .max_step_tokens = options.max_step_tokens,
+      .max_sequences = options.max_running,
+      .activation_bytes = value_bytes,
+      .partial_bytes = cuda ? kCudaPartialBytes : kCpuPartialBytes,
+      .labels = labels};
   return {
       .weight_bytes = options.weight_bytes,
       .weights_are_private = WeightsArePrivate(options),
       .model_bytes = options.model_bytes,
-      .activation_bytes = EstimateActivationBytes(config, options.shape, options.max_step_tokens),
+      .activation_bytes = model::PlanActivations(config, options.shape, sizes),
       .full_block_bytes = block_layer_bytes * config.num_layers_of(model::LayerType::kFull),
       .sliding_block_bytes = block_layer_bytes * config.num_layers_of(model::LayerType::kSliding),
       .max_running = options.max_running,
@@ -51,11 +63,8 @@ MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
 }
 
 RankMemory MemoryOf(const ClusterOptions& options, const ClusterMember& member) {
-  int64_t held = 0;
-  if (member.ready.has_value()) {
-    held = Clamped(member.ready->kv_bytes());
-    if (WeightsArePrivate(options)) held += Clamped(member.ready->weight_bytes());
-  }
+  int64_t held = Clamped(member.kv_bytes);
+  if (WeightsArePrivate(options)) held += Clamped(member.weight_bytes);
   return {.host_id = member.registration.host_id(),
           .cuda = member.registration.device() == "cuda",
           .total_bytes = Clamped(member.registration.total_memory_bytes()),

@@ -58,6 +58,8 @@ void Cluster::OnMessage(WorkerId worker, const internal::v1::WorkerMessage& mess
   switch (message.kind_case()) {
     case internal::v1::WorkerMessage::kHeartbeat:
       member->free_memory_bytes = message.heartbeat().free_memory_bytes();
+      member->kv_bytes = message.heartbeat().stats().kv_bytes();
+      member->weight_bytes = message.heartbeat().stats().weight_bytes();
       if (current && message.heartbeat().epoch() == epoch_) {
         member->stats = message.heartbeat().stats();
       }

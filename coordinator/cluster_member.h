@@ -25,7 +25,10 @@ struct ClusterMember {
   internal::v1::LoadProgress progress;       // of the current epoch
   std::optional<internal::v1::Ready> ready;  // of the current epoch, or the last one
   internal::v1::RankStats stats;             // of the current epoch
-  uint64_t free_memory_bytes = 0;            // as last reported
+  // As last reported, all three by one message.
+  uint64_t free_memory_bytes = 0;
+  uint64_t kv_bytes = 0;      // allocated
+  uint64_t weight_bytes = 0;  // resident
 };
 
 }  // namespace conclave::coordinator

@@ -293,6 +293,27 @@ TEST(Cluster, MemoryThatBecomesFreeLetsTheGroupForm) {
   EXPECT_EQ(group.cluster.state(), v1::LOADING);
 }
 
+TEST(Cluster, OnlyMemoryThatIsStillHeldCountsAsTheNextEpochs) {
+  ClusterOptions options = SmallClusterOptions({.dp = 1, .tp = 1});
+  options.kv_cache_bytes = 1 << 20;
+  Group group(options);
+  const WorkerId worker = group.Join();
+  group.cluster.OnMessage(worker, ReadyMessage(1));
+  ASSERT_EQ(group.cluster.state(), v1::READY);
+  internal::v1::WorkerMessage report = HeartbeatMessage(1);
+  report.mutable_heartbeat()->set_free_memory_bytes(1000);
+  group.cluster.OnMessage(worker, report);
+  group.cluster.OnMessage(worker, FaultMessage(1, "a fault"));
+  group.clock.Advance(absl::Seconds(8));
+  group.cluster.OnMessage(worker, report);
+  group.cluster.Tick();
+  EXPECT_EQ(group.cluster.state(), v1::RECOVERING) << "its cache is gone, others took the memory";
+  report.mutable_heartbeat()->mutable_stats()->set_kv_bytes(uint64_t{1} << 30);
+  group.cluster.OnMessage(worker, report);
+  group.cluster.Tick();
+  EXPECT_EQ(group.cluster.state(), v1::LOADING);
+}
+
 TEST(Cluster, RendezvousValuesLiveAsLongAsTheirEpoch) {
   Group group(2);
   const WorkerId first = group.Join();

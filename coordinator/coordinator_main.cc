@@ -17,6 +17,7 @@
 #include "base/one_line.h"
 #include "base/status_macros.h"
 #include "coordinator/coordinator_server.h"
+#include "model/model_source.h"
 
 namespace conclave::coordinator {
 namespace {
@@ -110,11 +111,8 @@ void DeclareEngine(CLI::App& app, Flags& flags) {
 absl::Status Resolve(Flags& flags) {
   ASSIGN_OR_RETURN(flags.options.engine.exchange, ParseExchangeChoice(flags.exchange));
   for (const std::string& head : flags.heads) {
-    const size_t equals = head.find('=');
-    if (equals == 0 || equals == std::string::npos || equals + 1 == head.size()) {
-      return absl::InvalidArgumentError(fmt::format("--head {}: it has the form NAME=DIR", head));
-    }
-    flags.options.model.heads.emplace_back(head.substr(0, equals), head.substr(equals + 1));
+    ASSIGN_OR_RETURN(const model::HeadFlag parsed, model::ParseHeadFlag(head));
+    flags.options.model.heads.emplace_back(parsed.name, parsed.dir);
   }
   if (flags.weights == "random") {
     flags.options.model.random_weights = flags.random;
@@ -127,6 +125,7 @@ absl::Status Resolve(Flags& flags) {
   limits.max_step_tokens = flags.options.engine.cluster.max_step_tokens;
   ASSIGN_OR_RETURN(flags.options.engine.cluster.shape,
                    model::ResolveShape(flags.workers, flags.dp, flags.tp));
+  RETURN_IF_ERROR(CheckEngineOptions(flags.options.engine));
   return base::InitLogging("coordinator", flags.log_level);
 }
 

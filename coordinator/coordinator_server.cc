@@ -109,7 +109,7 @@ class Server final : public CoordinatorServer {
 
  private:
   const ServingModel model_;
-  const base::SystemClock clock_;
+  const base::SteadyClock clock_;
   std::unique_ptr<base::Executor> executor_ = std::make_unique<base::Executor>();
   std::unique_ptr<EngineLoop> engine_;
   std::optional<WorkerRegistryService> registry_;

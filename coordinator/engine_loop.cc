@@ -56,14 +56,17 @@ void EndUnserved(const Request& request, const absl::Status& status) {
 
 }  // namespace
 
+absl::Status CheckEngineOptions(const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckSchedulerOptions(SchedulerOptionsOf(options)));
+  if (options.cluster.kv_cache_bytes >= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("kv_cache_bytes is {}: it must be at least 0", options.cluster.kv_cache_bytes));
+}
+
 absl::StatusOr<std::unique_ptr<EngineLoop>> EngineLoop::Create(EngineOptions options,
                                                                const base::Clock& clock) {
+  RETURN_IF_ERROR(CheckEngineOptions(options));
   SchedulerOptions scheduler = SchedulerOptionsOf(options);
-  RETURN_IF_ERROR(CheckSchedulerOptions(scheduler));
-  if (options.cluster.kv_cache_bytes < 0) {
-    return absl::InvalidArgumentError(
-        fmt::format("kv_cache_bytes is {}: it must be at least 0", options.cluster.kv_cache_bytes));
-  }
   return std::unique_ptr<EngineLoop>(
       new EngineLoop(std::move(options), std::move(scheduler), clock));
 }

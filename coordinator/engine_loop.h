@@ -41,6 +41,9 @@ struct EngineOptions {
   ExchangeChoice exchange = ExchangeChoice::kAuto;
 };
 
+// INVALID_ARGUMENT names the option and the number. `cluster.shape` is resolved.
+absl::Status CheckEngineOptions(const EngineOptions& options);
+
 // Thread-safe.
 class EngineLoop final : public Engine, public WorkerEvents {
  public:

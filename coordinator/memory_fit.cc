@@ -17,9 +17,6 @@ constexpr double kHostShare = 0.10;
 // Share of a GPU's memory that may be planned; the rest is the driver's and the libraries'.
 constexpr double kDeviceShare = 0.90;
 
-// Logits are made in tiles of this many rows at most.
-constexpr int64_t kLogitRows = 256;
-
 std::string Bytes(int64_t bytes) {
   constexpr double kMiB = 1 << 20;
   if (bytes < 1024 * kMiB) return fmt::format("{:.1f} MiB", bytes / kMiB);
@@ -97,25 +94,6 @@ absl::Status CheckFits(const MemoryNeeds& needs, const Domain& domain, int64_t c
 }
 
 }  // namespace
-
-int64_t EstimateActivationBytes(const model::Config& config, const model::ParallelShape& shape,
-                                int max_step_tokens) {
-  const int64_t rows = max_step_tokens;
-  const int64_t hidden = config.hidden_size;
-  const int64_t heads_dim =
-      int64_t{config.head_dim} * (2 * config.num_heads + 2 * config.num_kv_heads) / shape.tp;
-  // Residual stream and normed input in float32, two partial sums in float64, q k v and attention.
-  const int64_t per_row = hidden * (4 + 4 + 8 + 8) + heads_dim * 4;
-  // Copies that arrive when every rank sends all its rows here, and those sent: hidden, ids and
-  // weights, partial sums in float64, both ways.
-  const int64_t copies = rows * shape.world();
-  const int64_t per_copy = 2 * (hidden * 4 + config.experts_per_token * 8 + hidden * 8);
-  const int64_t expert_rows =
-      copies *
-      std::min(config.experts_per_token, (config.num_experts + shape.world() - 1) / shape.world());
-  const int64_t logits = std::min(rows, kLogitRows) * config.vocab_size * 4;
-  return rows * per_row + copies * per_copy + expert_rows * config.intermediate_size * 4 + logits;
-}
 
 absl::StatusOr<internal::v1::CacheShape> SizeCache(const MemoryNeeds& needs, int64_t budget) {
   const int64_t window_bytes =

@@ -11,8 +11,6 @@
 
 #include "absl/status/statusor.h"
 #include "coordinator/kv_blocks.h"
-#include "model/config.h"
-#include "model/placement.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
 
 namespace conclave::coordinator {
@@ -40,11 +38,6 @@ struct MemoryNeeds {
   // The most blocks of one sequence that fills the context.
   BlockCount per_sequence;
 };
-
-// Bytes of the step's buffers on one rank, from the sizes worker/transformer allocates: an upper
-// estimate, to refuse what cannot work.
-int64_t EstimateActivationBytes(const model::Config& config, const model::ParallelShape& shape,
-                                int max_step_tokens);
 
 // Blocks for `max_running` sequences that fill the context, or as many as `budget` bytes hold.
 // Sliding blocks first, up to half of the budget: they are few, and each sequence needs its window.

@@ -37,7 +37,6 @@ class Sequence {
   Sequence(RequestId id, Request request, int context_length, absl::Time now);
 
   RequestId id() const { return id_; }
-  const Request& request() const { return request_; }
   absl::Time deadline() const { return request_.deadline; }
   int prompt_tokens() const { return prompt_tokens_; }
   bool generates() const { return request_.max_tokens > 0; }

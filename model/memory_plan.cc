@@ -1,5 +1,7 @@
 #include "model/memory_plan.h"
 
+#include <algorithm>
+
 namespace conclave::model {
 namespace {
 
@@ -64,6 +66,41 @@ std::vector<RankBytes> PlanWeights(const Config& config, const Checkpoint& check
     }
   }
   return ranks;
+}
+
+int64_t PlanActivations(const Config& config, const ParallelShape& shape,
+                        const ActivationSizes& sizes) {
+  const int64_t rows = sizes.max_step_tokens;
+  const int64_t share = (rows + shape.tp - 1) / shape.tp;
+  const int64_t hidden = config.hidden_size;
+  const int64_t k = config.experts_per_token;
+  const int64_t activation = sizes.activation_bytes;
+  const int64_t partial = sizes.partial_bytes;
+  const int64_t world = shape.world();
+
+  const int64_t heads_dim =
+      int64_t{config.head_dim} * (2 * config.num_heads + 2 * config.num_kv_heads) / shape.tp;
+  // Residual stream, normed input, q k v and the attention's output, routing, row counts.
+  int64_t bytes = rows * ((2 * hidden + heads_dim) * activation + k * 8 + 4);
+  bytes += (rows + share) * hidden * partial;  // of the output projection
+
+  // Every rank may send all its rows here; counted with what world = 1 needs.
+  const int64_t copies = std::max(rows, world == 1 ? 0 : world * share);
+  bytes += copies * (k * config.intermediate_size * activation + hidden * partial);
+  if (world > 1) {
+    const int64_t slot = (hidden * activation + k * 8 + 15) / 16 * 16;
+    bytes += 2 * world * (1 + share) * slot + world * share * hidden * partial;
+    bytes += share * world * 4 + int64_t{3} * config.num_layers * config.num_experts * 4;
+  }
+
+  const int64_t logit_rows = std::min(sizes.max_sequences, kLogitTileRows);
+  bytes += logit_rows * (config.vocab_size / shape.tp + 1) * 4;
+  bytes += int64_t{kLogitTileRows} * sizes.labels * 4;
+  // Logits of a split vocabulary are transposed, and then laid side by side.
+  if (shape.tp > 1) {
+    bytes += 2 * ((logit_rows + shape.tp - 1) / shape.tp) * config.vocab_size * 4;
+  }
+  return bytes;
 }
 
 int64_t KvBytesPerTokenLayer(const Config& config, int tp, int bytes_per_value) {

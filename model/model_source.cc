@@ -1,6 +1,12 @@
 #include "model/model_source.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+#include <vector>
 
 #include "base/status_macros.h"
 
@@ -23,6 +29,29 @@ absl::StatusOr<std::shared_ptr<const Checkpoint>> OpenCheckpoint(const ModelSour
                                                                  const Config& config) {
   if (source.random.has_value()) return Checkpoint::Random(config, source.random->seed);
   return Checkpoint::Open(source.dir, config);
+}
+
+absl::StatusOr<HeadFlag> ParseHeadFlag(const std::string& flag) {
+  const size_t equals = flag.find('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == flag.size()) {
+    return absl::InvalidArgumentError(fmt::format("--head '{}' is not of the form NAME=DIR", flag));
+  }
+  return HeadFlag{flag.substr(0, equals), flag.substr(equals + 1)};
+}
+
+std::string FolderStamp(const std::string& dir) {
+  namespace fs = std::filesystem;
+  std::vector<std::string> lines;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(dir, error)) {
+    // Of the file behind a link: a snapshot folder is links into a store of blobs.
+    struct stat file = {};
+    if (stat(entry.path().c_str(), &file) != 0 || !S_ISREG(file.st_mode)) continue;
+    lines.push_back(fmt::format("{}:{}:{}:{}.{}\n", entry.path().filename().string(), file.st_ino,
+                                file.st_size, file.st_mtim.tv_sec, file.st_mtim.tv_nsec));
+  }
+  std::sort(lines.begin(), lines.end());
+  return fmt::format("{}", fmt::join(lines, ""));
 }
 
 }  // namespace conclave::model

@@ -33,6 +33,18 @@ absl::StatusOr<Config> LoadConfig(const ModelSource& source);
 absl::StatusOr<std::shared_ptr<const Checkpoint>> OpenCheckpoint(const ModelSource& source,
                                                                  const Config& config);
 
+// A classification head to attach: "sentiment=heads/a" is {"sentiment", "heads/a"}.
+struct HeadFlag {
+  std::string name;
+  std::string dir;
+};
+// INVALID_ARGUMENT when `flag` is not of the form NAME=DIR.
+absl::StatusOr<HeadFlag> ParseHeadFlag(const std::string& flag);
+
+// Name, size and time of change of every file in a folder: equal as long as nobody wrote into it.
+// Empty when the folder cannot be read.
+std::string FolderStamp(const std::string& dir);
+
 }  // namespace conclave::model
 
 #endif  // CONCLAVE_MODEL_MODEL_SOURCE_H_

@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/logging.h"
 
 namespace conclave::worker {
@@ -89,7 +89,7 @@ absl::Status WorkerAgent::Serve() {
   internal::v1::CoordinatorMessage message;
   while (!refusal_.has_value() && stream->Read(&message)) {
     registered_ = true;
-    handling_since_.store(absl::GetCurrentTimeNanos());
+    handling_since_.store(absl::ToUnixNanos(base::SteadyNow()));
     Handle(stream, std::move(message));
     handling_since_.store(0);
   }
@@ -186,7 +186,7 @@ void WorkerAgent::Stop() {
 
 bool WorkerAgent::Alive(absl::Duration limit) const {
   const int64_t since = handling_since_.load();
-  return since == 0 || absl::Now() - absl::FromUnixNanos(since) < limit;
+  return since == 0 || base::SteadyNow() - absl::FromUnixNanos(since) < limit;
 }
 
 }  // namespace conclave::worker

@@ -86,7 +86,7 @@ class WorkerAgent {
 
   // 0: none. Written by the control thread, read by the heartbeats.
   std::atomic<uint64_t> epoch_{0};
-  // Nanoseconds since the Unix epoch at which the message now handled was begun, 0: none.
+  // base::SteadyNow, in nanoseconds, at which the message now handled was begun, 0: none.
   std::atomic<int64_t> handling_since_{0};
 
   absl::Mutex mutex_;  // guards both below

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/logging.h"
 #include "base/one_line.h"
 
@@ -86,8 +87,8 @@ void StepThread::RunBegin() {
   const uint64_t epoch = epoch_->assignment.epoch();
   absl::Time next_report = absl::InfinitePast();
   auto report = [&](int64_t loaded, int64_t total) {
-    if (absl::Now() < next_report && loaded < total) return;
-    next_report = absl::Now() + kProgressInterval;
+    if (base::SteadyNow() < next_report && loaded < total) return;
+    next_report = base::SteadyNow() + kProgressInterval;
     internal::v1::WorkerMessage message;
     internal::v1::LoadProgress& progress = *message.mutable_load_progress();
     progress.set_epoch(epoch);
@@ -128,6 +129,7 @@ void StepThread::RunPlan(const internal::v1::StepPlan& plan) {
 void StepThread::RunEnd() {
   runtime_.End();
   epoch_.reset();
+  PublishStats();
 }
 
 void StepThread::SendFault(const absl::Status& status) {

@@ -54,24 +54,26 @@ class ExpertExchange {
   // Rows that `partial` and the activations of the expert ops need at most.
   virtual int64_t max_output_rows() const = 0;
 
-  virtual const ExchangeStats& stats() const = 0;
+  virtual ExchangeStats stats() const = 0;
 };
 
 struct ExchangeOptions {
   int max_rows = 0;  // rows one rank dispatches at most
 };
 
-// Both borrow `ops` and `world`, which must outlive them.
-absl::StatusOr<std::unique_ptr<ExpertExchange>> MakeFixedExchange(const model::Config& config,
-                                                                  const model::Placement& placement,
-                                                                  Communicator& world,
-                                                                  kernels::Ops& ops,
-                                                                  const ExchangeOptions& options);
-absl::StatusOr<std::unique_ptr<ExpertExchange>> MakeExactExchange(const model::Config& config,
-                                                                  const model::Placement& placement,
-                                                                  Communicator& world,
-                                                                  kernels::Ops& ops,
-                                                                  const ExchangeOptions& options);
+// The two modes of one rank. They share their buffers: a Dispatch of either ends what the last
+// Dispatch of the other returned.
+struct ExpertExchanges {
+  std::unique_ptr<ExpertExchange> fixed;
+  std::unique_ptr<ExpertExchange> exact;
+  int64_t bytes = 0;  // of their buffers
+};
+
+// `ops` and `world` are borrowed and must outlive the result.
+absl::StatusOr<ExpertExchanges> MakeExpertExchanges(const model::Config& config,
+                                                    const model::Placement& placement,
+                                                    Communicator& world, kernels::Ops& ops,
+                                                    const ExchangeOptions& options);
 
 }  // namespace conclave::worker
 

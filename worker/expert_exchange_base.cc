@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/status_macros.h"
 
@@ -11,54 +12,75 @@ namespace conclave::worker {
 using kernels::DType;
 using kernels::Tensor;
 
+namespace {
+
+kernels::SlotLayout SlotLayoutOf(const model::Config& config, const kernels::Ops& ops) {
+  return kernels::MakeSlotLayout(ops.activation_dtype(), config.hidden_size,
+                                 config.experts_per_token);
+}
+
+}  // namespace
+
 int ComputingRank(std::span<const int> holders, int source) {
   if (std::find(holders.begin(), holders.end(), source) != holders.end()) return source;
   return holders[source % holders.size()];
 }
 
-ExpertExchangeBase::ExpertExchangeBase(const model::Config& config, Communicator& world,
-                                       kernels::Ops& ops, const ExchangeOptions& options)
-    : world_(world),
-      ops_(ops),
-      max_rows_(options.max_rows),
-      hidden_size_(config.hidden_size),
-      num_experts_(config.num_experts),
-      layout_(kernels::MakeSlotLayout(ops.activation_dtype(), config.hidden_size,
-                                      config.experts_per_token)) {}
-
-absl::StatusOr<Tensor> ExpertExchangeBase::Allocate(DType dtype, int64_t rows, int64_t cols) {
-  ASSIGN_OR_RETURN(kernels::Buffer buffer, ops_.Allocate(rows * cols * kernels::SizeOf(dtype)));
-  memory_.push_back(buffer);
-  return buffer.AsTensor(dtype, rows, cols);
-}
-
-absl::Status ExpertExchangeBase::AllocateShared(const model::Placement& placement) {
-  const int world = world_.size();
-  const int rank = world_.rank();
-  const int64_t layers = static_cast<int64_t>(placement.layers.size());
+absl::StatusOr<std::shared_ptr<const ExchangeBuffers>> ExchangeBuffers::Create(
+    const model::Config& config, const model::Placement& placement, const Communicator& world,
+    kernels::Ops& ops, const ExchangeOptions& options) {
+  auto buffers = std::make_shared<ExchangeBuffers>();
+  const auto allocate = [&](DType dtype, int64_t rows, int64_t cols) -> absl::StatusOr<Tensor> {
+    ASSIGN_OR_RETURN(kernels::Buffer buffer, ops.Allocate(rows * cols * kernels::SizeOf(dtype)));
+    buffers->memory.push_back(buffer);
+    return buffer.AsTensor(dtype, rows, cols);
+  };
   std::vector<int32_t> computing;
   std::vector<int32_t> local;
   for (const model::LayerPlacement& layer : placement.layers) {
-    const std::vector<int> mine = layer.ExpertsOf(rank);
-    for (int expert = 0; expert < num_experts_; ++expert) {
-      computing.push_back(ComputingRank(layer.ranks_of_expert[expert], rank));
+    const std::vector<int> mine = layer.ExpertsOf(world.rank());
+    for (int expert = 0; expert < config.num_experts; ++expert) {
+      computing.push_back(ComputingRank(layer.ranks_of_expert[expert], world.rank()));
       const auto found = std::lower_bound(mine.begin(), mine.end(), expert);
       const bool held = found != mine.end() && *found == expert;
       local.push_back(held ? static_cast<int32_t>(found - mine.begin()) : -1);
     }
   }
-  ASSIGN_OR_RETURN(rank_of_expert_, Allocate(DType::kI32, layers, num_experts_));
-  ASSIGN_OR_RETURN(local_index_, Allocate(DType::kI32, layers, num_experts_));
-  ops_.Write(rank_of_expert_, computing.data());
-  ops_.Write(local_index_, local.data());
+  const auto layers = static_cast<int64_t>(placement.layers.size());
+  ASSIGN_OR_RETURN(buffers->rank_of_expert, allocate(DType::kI32, layers, config.num_experts));
+  ASSIGN_OR_RETURN(buffers->local_index, allocate(DType::kI32, layers, config.num_experts));
+  ops.Write(buffers->rank_of_expert, computing.data());
+  ops.Write(buffers->local_index, local.data());
 
-  const int64_t slots = int64_t{world} * (1 + max_rows_);
-  ASSIGN_OR_RETURN(send_, Allocate(DType::kU8, slots, layout_.slot_bytes));
-  ASSIGN_OR_RETURN(recv_, Allocate(DType::kU8, slots, layout_.slot_bytes));
-  ASSIGN_OR_RETURN(returned_, Allocate(ops_.partial_dtype(), max_output_rows(), hidden_size_));
-  ASSIGN_OR_RETURN(send_counts_, Allocate(DType::kI32, world, 1));
-  ASSIGN_OR_RETURN(send_index_, Allocate(DType::kI32, std::max(max_rows_, 1), world));
-  return absl::OkStatus();
+  const int64_t ranks = world.size();
+  const int64_t rows = options.max_rows;
+  const int64_t slot_bytes = SlotLayoutOf(config, ops).slot_bytes;
+  ASSIGN_OR_RETURN(buffers->send, allocate(DType::kU8, ranks * (1 + rows), slot_bytes));
+  ASSIGN_OR_RETURN(buffers->recv, allocate(DType::kU8, ranks * (1 + rows), slot_bytes));
+  ASSIGN_OR_RETURN(buffers->returned,
+                   allocate(ops.partial_dtype(), ranks * rows, config.hidden_size));
+  ASSIGN_OR_RETURN(buffers->send_counts, allocate(DType::kI32, ranks, 1));
+  ASSIGN_OR_RETURN(buffers->received_counts, allocate(DType::kI32, ranks, 1));
+  ASSIGN_OR_RETURN(buffers->send_index, allocate(DType::kI32, std::max<int64_t>(rows, 1), ranks));
+  return buffers;
+}
+
+ExpertExchangeBase::ExpertExchangeBase(const model::Config& config, Communicator& world,
+                                       kernels::Ops& ops, const ExchangeOptions& options,
+                                       std::shared_ptr<const ExchangeBuffers> buffers)
+    : world_(world),
+      ops_(ops),
+      max_rows_(options.max_rows),
+      hidden_size_(config.hidden_size),
+      layout_(SlotLayoutOf(config, ops)),
+      buffers_(std::move(buffers)) {}
+
+ExchangeStats ExpertExchangeBase::stats() const {
+  ExchangeStats stats = stats_;
+  stats.wire_bytes = world_.bytes_sent();
+  stats.seconds = world_.seconds();
+  stats.wait_seconds = world_.seconds_waited();
+  return stats;
 }
 
 absl::Status ExpertExchangeBase::Pack(int layer, Tensor normed, const kernels::Routing& routing,
@@ -68,25 +90,39 @@ absl::Status ExpertExchangeBase::Pack(int layer, Tensor normed, const kernels::R
                                            normed.rows, block_slots - 1, max_rows_));
   }
   rows_ = normed.rows;
-  const kernels::DispatchTables tables = {world_.size(),
-                                          rank_of_expert_.Rows(layer, 1).as<const int32_t>()};
+  const kernels::DispatchTables tables = {
+      world_.size(), buffers_->rank_of_expert.Rows(layer, 1).as<const int32_t>()};
   ops_.PackDispatch(tables, layout_, normed, routing, block_slots,
-                    send_.Rows(0, block_slots * world_.size()), send_index(), send_counts_);
+                    buffers_->send.Rows(0, block_slots * world_.size()), send_index(),
+                    buffers_->send_counts);
   return absl::OkStatus();
 }
 
 kernels::ExpertTokens ExpertExchangeBase::ReceivedTokens(int layer) const {
   kernels::ExpertTokens tokens;
   tokens.num_sources = world_.size();
-  const std::byte* slots = recv_.as<const std::byte>();
+  const std::byte* slots = buffers_->recv.as<const std::byte>();
   tokens.hidden = slots + layout_.hidden_offset;
   tokens.expert_ids = slots + layout_.expert_ids_offset;
   tokens.weights = slots + layout_.weights_offset;
   tokens.hidden_stride = layout_.slot_bytes;
   tokens.expert_ids_stride = layout_.slot_bytes;
   tokens.weights_stride = layout_.slot_bytes;
-  tokens.local_index = local_index_.Rows(layer, 1).as<const int32_t>();
+  tokens.local_index = buffers_->local_index.Rows(layer, 1).as<const int32_t>();
   return tokens;
+}
+
+absl::StatusOr<ExpertExchanges> MakeExpertExchanges(const model::Config& config,
+                                                    const model::Placement& placement,
+                                                    Communicator& world, kernels::Ops& ops,
+                                                    const ExchangeOptions& options) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<const ExchangeBuffers> buffers,
+                   ExchangeBuffers::Create(config, placement, world, ops, options));
+  ExpertExchanges exchanges;
+  exchanges.fixed = MakeFixedExchange(config, world, ops, options, buffers);
+  exchanges.exact = MakeExactExchange(config, world, ops, options, buffers);
+  for (const kernels::Buffer& buffer : buffers->memory) exchanges.bytes += buffer.bytes;
+  return exchanges;
 }
 
 }  // namespace conclave::worker

@@ -1,10 +1,11 @@
 #ifndef CONCLAVE_WORKER_EXPERT_EXCHANGE_BASE_H_
 #define CONCLAVE_WORKER_EXPERT_EXCHANGE_BASE_H_
 
-// What both exchange modes share: who computes which expert, the slot layout, buffers, statistics.
+// What both exchange modes share: who computes which expert, the slot layout, buffers; and what
+// each has of its own: statistics.
 
-#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "model/placement.h"
 #include "worker/communicator.h"
 #include "worker/expert_exchange.h"
+#include "worker/metered_communicator.h"
 
 namespace conclave::worker {
 
@@ -22,64 +24,61 @@ namespace conclave::worker {
 // holders, so that the sources share out the replicas.
 int ComputingRank(std::span<const int> holders, int source);
 
+// Device memory of a rank's exchanges, for the largest step.
+struct ExchangeBuffers {
+  static absl::StatusOr<std::shared_ptr<const ExchangeBuffers>> Create(
+      const model::Config& config, const model::Placement& placement, const Communicator& world,
+      kernels::Ops& ops, const ExchangeOptions& options);
+
+  kernels::Tensor send;             // u8 [world * (1 + max_rows), slot_bytes]
+  kernels::Tensor recv;             // likewise
+  kernels::Tensor returned;         // partial [world * max_rows, H]
+  kernels::Tensor send_counts;      // i32 [world, 1]
+  kernels::Tensor received_counts;  // i32 [world, 1]
+  kernels::Tensor send_index;       // i32 [max_rows, world]
+  kernels::Tensor rank_of_expert;   // i32 [layers, experts]
+  kernels::Tensor local_index;      // i32 [layers, experts]
+  std::vector<kernels::Buffer> memory;
+};
+
 class ExpertExchangeBase : public ExpertExchange {
  public:
   ExpertExchangeBase(const model::Config& config, Communicator& world, kernels::Ops& ops,
-                     const ExchangeOptions& options);
+                     const ExchangeOptions& options,
+                     std::shared_ptr<const ExchangeBuffers> buffers);
 
   int64_t max_output_rows() const override { return int64_t{world_.size()} * max_rows_; }
-  const ExchangeStats& stats() const override { return stats_; }
+  ExchangeStats stats() const override;
 
  protected:
-  absl::Status AllocateShared(const model::Placement& placement);
-  // Device memory for the life of the exchange.
-  absl::StatusOr<kernels::Tensor> Allocate(kernels::DType dtype, int64_t rows, int64_t cols);
-
-  // Packs `normed` into send_, block_slots apart, and keeps send_index and counts for Combine.
+  // Packs `normed` into buffers_->send, block_slots apart, and keeps send_index and counts for
+  // Combine.
   absl::Status Pack(int layer, kernels::Tensor normed, const kernels::Routing& routing,
                     int64_t block_slots);
   // The fields of received slots, the layer's local indices; counts and positions are the caller's.
   kernels::ExpertTokens ReceivedTokens(int layer) const;
 
-  // Runs collectives, adding their time and wire bytes to the statistics.
-  template <typename Call>
-  absl::Status Collective(const Call& call) {
-    const int64_t bytes_before = world_.bytes_sent();
-    const double waited_before = world_.seconds_waited();
-    const auto start = std::chrono::steady_clock::now();
-    absl::Status status = call();
-    stats_.seconds +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    stats_.wire_bytes += world_.bytes_sent() - bytes_before;
-    stats_.wait_seconds += world_.seconds_waited() - waited_before;
-    return status;
-  }
-
   int64_t partial_row_bytes() const {
     return int64_t{hidden_size_} * kernels::SizeOf(ops_.partial_dtype());
   }
-  kernels::Tensor send_index() const { return send_index_.Rows(0, rows_); }
+  kernels::Tensor send_index() const { return buffers_->send_index.Rows(0, rows_); }
 
-  Communicator& world_;
+  MeteredCommunicator world_;
   kernels::Ops& ops_;
   const int max_rows_;
   const int hidden_size_;
-  const int num_experts_;
   const kernels::SlotLayout layout_;
-  ExchangeStats stats_;
-
-  int64_t rows_ = 0;             // of the last Dispatch
-  kernels::Tensor send_;         // u8 [world * (1 + max_rows), slot_bytes]
-  kernels::Tensor recv_;         // likewise
-  kernels::Tensor returned_;     // partial [world * max_rows, H]
-  kernels::Tensor send_counts_;  // i32 [world, 1]
-
- private:
-  kernels::Tensor send_index_;      // i32 [max_rows, world]
-  kernels::Tensor rank_of_expert_;  // i32 [layers, experts]
-  kernels::Tensor local_index_;     // i32 [layers, experts]
-  std::vector<kernels::Buffer> memory_;
+  const std::shared_ptr<const ExchangeBuffers> buffers_;
+  ExchangeStats stats_;  // but for what world_ counts
+  int64_t rows_ = 0;     // of the last Dispatch
 };
+
+// Each in its own file.
+using ExchangeMaker = std::unique_ptr<ExpertExchange>(const model::Config&, Communicator&,
+                                                      kernels::Ops&, const ExchangeOptions&,
+                                                      std::shared_ptr<const ExchangeBuffers>);
+ExchangeMaker MakeFixedExchange;
+ExchangeMaker MakeExactExchange;
 
 }  // namespace conclave::worker
 

@@ -2,6 +2,7 @@
 // headers or gaps; the sums come home packed alike.
 
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "base/status_macros.h"
@@ -23,20 +24,14 @@ struct Blocks {
 class ExactExchange final : public ExpertExchangeBase {
  public:
   ExactExchange(const model::Config& config, Communicator& world, kernels::Ops& ops,
-                const ExchangeOptions& options)
-      : ExpertExchangeBase(config, world, ops, options),
+                const ExchangeOptions& options, std::shared_ptr<const ExchangeBuffers> buffers)
+      : ExpertExchangeBase(config, world, ops, options, std::move(buffers)),
         sent_(world.size()),
         received_(world.size()),
         first_sent_(world.size()),
         first_received_(world.size()),
         out_(world.size()),
         in_(world.size()) {}
-
-  absl::Status AllocateAll(const model::Placement& placement) {
-    RETURN_IF_ERROR(AllocateShared(placement));
-    ASSIGN_OR_RETURN(received_counts_, Allocate(DType::kI32, world_.size(), 1));
-    return absl::OkStatus();
-  }
 
   void SetBucket(int) override {}
 
@@ -54,13 +49,11 @@ class ExactExchange final : public ExpertExchangeBase {
       stats_.dispatched_copies += sent_[r];
       stats_.payload_bytes += out_.bytes[r];
     }
-    RETURN_IF_ERROR(Collective([&] {
-      return world_.AllToAllV(send_.data, out_.bytes, out_.offsets, recv_.data, in_.bytes,
-                              in_.offsets);
-    }));
+    RETURN_IF_ERROR(world_.AllToAllV(buffers_->send.data, out_.bytes, out_.offsets,
+                                     buffers_->recv.data, in_.bytes, in_.offsets));
     kernels::ExpertTokens tokens = ReceivedTokens(layer);
     tokens.max_copies = std::accumulate(received_.begin(), received_.end(), 0);
-    tokens.counts = received_counts_.as<const int32_t>();
+    tokens.counts = buffers_->received_counts.as<const int32_t>();
     tokens.first_slot = first_received_.data();
     tokens.first_output = first_received_.data();
     return tokens;
@@ -74,21 +67,18 @@ class ExactExchange final : public ExpertExchangeBase {
       in_.offsets[r] = first_sent_[r] * partial_row_bytes();
       if (r != world_.rank()) stats_.payload_bytes += out_.bytes[r];
     }
-    RETURN_IF_ERROR(Collective([&] {
-      return world_.AllToAllV(partial.data, out_.bytes, out_.offsets, returned_.data, in_.bytes,
-                              in_.offsets);
-    }));
-    ops_.CombineResidual(returned_, first_sent_.data(), send_index(), x);
+    RETURN_IF_ERROR(world_.AllToAllV(partial.data, out_.bytes, out_.offsets,
+                                     buffers_->returned.data, in_.bytes, in_.offsets));
+    ops_.CombineResidual(buffers_->returned, first_sent_.data(), send_index(), x);
     return absl::OkStatus();
   }
 
  private:
   absl::Status ExchangeCounts() {
-    RETURN_IF_ERROR(Collective([&] {
-      return world_.AllToAll(send_counts_.data, received_counts_.data, sizeof(int32_t));
-    }));
-    ops_.Read(send_counts_, sent_.data());
-    ops_.Read(received_counts_, received_.data());
+    RETURN_IF_ERROR(world_.AllToAll(buffers_->send_counts.data, buffers_->received_counts.data,
+                                    sizeof(int32_t)));
+    ops_.Read(buffers_->send_counts, sent_.data());
+    ops_.Read(buffers_->received_counts, received_.data());
     std::exclusive_scan(sent_.begin(), sent_.end(), first_sent_.begin(), 0);
     std::exclusive_scan(received_.begin(), received_.end(), first_received_.begin(), 0);
     for (int32_t count : received_) {
@@ -100,7 +90,6 @@ class ExactExchange final : public ExpertExchangeBase {
     return absl::OkStatus();
   }
 
-  Tensor received_counts_;         // i32 [world, 1] device memory
   std::vector<int32_t> sent_;      // [world] copies to each rank
   std::vector<int32_t> received_;  // [world] copies from each rank
   std::vector<int32_t> first_sent_;
@@ -111,14 +100,10 @@ class ExactExchange final : public ExpertExchangeBase {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ExpertExchange>> MakeExactExchange(const model::Config& config,
-                                                                  const model::Placement& placement,
-                                                                  Communicator& world,
-                                                                  kernels::Ops& ops,
-                                                                  const ExchangeOptions& options) {
-  auto exchange = std::make_unique<ExactExchange>(config, world, ops, options);
-  RETURN_IF_ERROR(exchange->AllocateAll(placement));
-  return exchange;
+std::unique_ptr<ExpertExchange> MakeExactExchange(const model::Config& config, Communicator& world,
+                                                  kernels::Ops& ops, const ExchangeOptions& options,
+                                                  std::shared_ptr<const ExchangeBuffers> buffers) {
+  return std::make_unique<ExactExchange>(config, world, ops, options, std::move(buffers));
 }
 
 }  // namespace conclave::worker

@@ -4,6 +4,7 @@
 //   from rank s, at slot s * (1 + bucket):   | count, rest unused | copy 0 | ... | copy bucket-1 |
 //   its partial sums, at row s * bucket:                          | sum 0  | ... | sum bucket-1  |
 
+#include <utility>
 #include <vector>
 
 #include "base/status_macros.h"
@@ -16,11 +17,9 @@ using kernels::Tensor;
 
 class FixedExchange final : public ExpertExchangeBase {
  public:
-  using ExpertExchangeBase::AllocateShared;
-
   FixedExchange(const model::Config& config, Communicator& world, kernels::Ops& ops,
-                const ExchangeOptions& options)
-      : ExpertExchangeBase(config, world, ops, options),
+                const ExchangeOptions& options, std::shared_ptr<const ExchangeBuffers> buffers)
+      : ExpertExchangeBase(config, world, ops, options, std::move(buffers)),
         counts_on_host_(ops.info().device == "cpu"),
         first_slot_(world.size()),
         first_row_(world.size()) {
@@ -41,11 +40,10 @@ class FixedExchange final : public ExpertExchangeBase {
       return absl::InternalError("the bucket exceeds the exchange's capacity");
     RETURN_IF_ERROR(Pack(layer, normed, routing, 1 + bucket_));
     const int64_t block_bytes = (1 + bucket_) * layout_.slot_bytes;
-    RETURN_IF_ERROR(
-        Collective([&] { return world_.AllToAll(send_.data, recv_.data, block_bytes); }));
+    RETURN_IF_ERROR(world_.AllToAll(buffers_->send.data, buffers_->recv.data, block_bytes));
     kernels::ExpertTokens tokens = ReceivedTokens(layer);
     tokens.max_copies = bucket_ * world_.size();
-    tokens.counts = recv_.as<const int32_t>();
+    tokens.counts = buffers_->recv.as<const int32_t>();
     tokens.counts_stride = block_bytes;
     tokens.first_slot = first_slot_.data();
     tokens.first_output = first_row_.data();
@@ -55,16 +53,15 @@ class FixedExchange final : public ExpertExchangeBase {
 
   absl::Status Combine(Tensor partial, Tensor x) override {
     const int64_t block_bytes = bucket_ * partial_row_bytes();
-    RETURN_IF_ERROR(
-        Collective([&] { return world_.AllToAll(partial.data, returned_.data, block_bytes); }));
-    ops_.CombineResidual(returned_, first_row_.data(), send_index(), x);
+    RETURN_IF_ERROR(world_.AllToAll(partial.data, buffers_->returned.data, block_bytes));
+    ops_.CombineResidual(buffers_->returned, first_row_.data(), send_index(), x);
     return absl::OkStatus();
   }
 
  private:
   // Statistics only, and only where a look at the counts costs nothing.
   void CountCopies(const kernels::ExpertTokens& received) {
-    const auto* sent = send_counts_.as<const int32_t>();
+    const auto* sent = buffers_->send_counts.as<const int32_t>();
     for (int r = 0; r < world_.size(); ++r) {
       if (r == world_.rank()) continue;
       stats_.dispatched_copies += sent[r];
@@ -82,14 +79,10 @@ class FixedExchange final : public ExpertExchangeBase {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ExpertExchange>> MakeFixedExchange(const model::Config& config,
-                                                                  const model::Placement& placement,
-                                                                  Communicator& world,
-                                                                  kernels::Ops& ops,
-                                                                  const ExchangeOptions& options) {
-  auto exchange = std::make_unique<FixedExchange>(config, world, ops, options);
-  RETURN_IF_ERROR(exchange->AllocateShared(placement));
-  return exchange;
+std::unique_ptr<ExpertExchange> MakeFixedExchange(const model::Config& config, Communicator& world,
+                                                  kernels::Ops& ops, const ExchangeOptions& options,
+                                                  std::shared_ptr<const ExchangeBuffers> buffers) {
+  return std::make_unique<FixedExchange>(config, world, ops, options, std::move(buffers));
 }
 
 }  // namespace conclave::worker

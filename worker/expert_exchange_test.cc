@@ -174,10 +174,9 @@ class RankRun {
       : scenario_(scenario), bucket_(bucket), world_(world), rows_(scenario.rows[world.rank()]) {
     ops_ = kernels::MakeCpuOps(config_, 2, {.threads = 1, .max_sequences = 1, .block_tokens = 16});
     const ExchangeOptions options = {.max_rows = 16};
-    const auto make = mode == Mode::kFixed ? MakeFixedExchange : MakeExactExchange;
-    auto exchange = make(config_, scenario.placement, world, *ops_, options);
-    EXPECT_TRUE(exchange.ok()) << exchange.status();
-    exchange_ = *std::move(exchange);
+    auto exchanges = MakeExpertExchanges(config_, scenario.placement, world, *ops_, options);
+    EXPECT_TRUE(exchanges.ok()) << exchanges.status();
+    exchange_ = std::move(mode == Mode::kFixed ? exchanges->fixed : exchanges->exact);
   }
 
   void Run() {
@@ -185,7 +184,7 @@ class RankRun {
       for (int layer = 0; layer < kLayers; ++layer) RunLayer(layer);
     }
   }
-  const ExchangeStats& stats() const { return exchange_->stats(); }
+  ExchangeStats stats() const { return exchange_->stats(); }
 
  private:
   void RunLayer(int layer) {
@@ -300,17 +299,18 @@ TEST(ExpertExchange, MoreRowsThanTheBucketAreAnError) {
   ASSERT_TRUE(world.ok()) << world.status();
   const model::Config config = TestConfig();
   auto ops = kernels::MakeCpuOps(config, 2, {.threads = 1, .max_sequences = 1, .block_tokens = 16});
-  auto exchange = MakeFixedExchange(config, Contiguous(1), **world, *ops, {.max_rows = 8});
-  ASSERT_TRUE(exchange.ok()) << exchange.status();
+  const auto exchanges = MakeExpertExchanges(config, Contiguous(1), **world, *ops, {.max_rows = 8});
+  ASSERT_TRUE(exchanges.ok()) << exchanges.status();
+  ExpertExchange& exchange = *exchanges->fixed;
   std::vector<float> hidden(5 * kHidden);
   std::vector<int32_t> ids(5 * kTopK);
   std::vector<float> weights(5 * kTopK);
   const kernels::Routing routing = {{ids.data(), DType::kI32, 5, kTopK},
                                     {weights.data(), DType::kF32, 5, kTopK}};
   for (int bucket : {4, 9}) {
-    (*exchange)->SetBucket(bucket);
+    exchange.SetBucket(bucket);
     EXPECT_EQ(
-        (*exchange)->Dispatch(0, {hidden.data(), DType::kF32, 5, kHidden}, routing).status().code(),
+        exchange.Dispatch(0, {hidden.data(), DType::kF32, 5, kHidden}, routing).status().code(),
         absl::StatusCode::kInternal);
   }
 }

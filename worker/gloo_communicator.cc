@@ -23,6 +23,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "worker/communicator.h"
 #include "worker/gloo_mesh.h"
@@ -154,7 +155,7 @@ class GlooCommunicator final : public Communicator {
 
   // Throws.
   void Transfer(const std::byte* send, std::byte* recv) {
-    const absl::Time deadline = absl::Now() + timeout_ / 2;
+    const absl::Time deadline = base::SteadyNow() + timeout_ / 2;
     std::vector<std::unique_ptr<Buffer>> out(size_);
     std::vector<std::unique_ptr<Buffer>> in(size_);
     int64_t longest = 0;
@@ -180,15 +181,15 @@ class GlooCommunicator final : public Communicator {
         // Returns when the kernel has it.
         if (bytes > 0) out[peer]->send(chunk * kChunkBytes, bytes, chunk * kChunkBytes);
       }
-      const absl::Time sent = absl::Now();
+      const absl::Time sent = base::SteadyNow();
       for (int i = 1; i < size_; ++i) {
         const int peer = (rank_ + size_ - i) % size_;
         if (ChunkBytes(recv_blocks_[peer], chunk) == 0) continue;
         // One read may take the other half of the time-out.
-        if (absl::Now() > deadline) return Fail("timed out");
+        if (base::SteadyNow() > deadline) return Fail("timed out");
         in[peer]->waitRecv();
       }
-      if (chunk == 0) seconds_waited_ += absl::ToDoubleSeconds(absl::Now() - sent);
+      if (chunk == 0) seconds_waited_ += absl::ToDoubleSeconds(base::SteadyNow() - sent);
     }
   }
 
@@ -252,7 +253,7 @@ class ConnectGuard {
   ConnectGuard(GlooMesh& mesh, absl::Time deadline, const std::function<bool()>& cancelled)
       : thread_([this, &mesh, deadline, &cancelled] {
           while (!done_.WaitForNotificationWithTimeout(absl::Milliseconds(20))) {
-            if (absl::Now() < deadline && !(cancelled && cancelled())) continue;
+            if (base::SteadyNow() < deadline && !(cancelled && cancelled())) continue;
             fired_.store(true);
             try {
               mesh.closeConnections();
@@ -292,7 +293,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const std::string& gro
   CONCLAVE_CHECK(size >= 1 && rank >= 0 && rank < size);
   ASSIGN_OR_RETURN(std::string address, ResolveListenAddress(options.interface, options.hostname));
   IgnoreBrokenPipes();
-  const absl::Time deadline = absl::Now() + options.connect_timeout;
+  const absl::Time deadline = base::SteadyNow() + options.connect_timeout;
   auto unavailable = [&](std::string_view why) {
     return absl::UnavailableError(fmt::format("group {}: rank {} of {} at {} could not connect: {}",
                                               group, rank, size, address, why));

@@ -19,6 +19,7 @@
 #include <system_error>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status_macros.h"
 
 namespace conclave::worker {
@@ -187,8 +188,8 @@ absl::Status GlooMesh::ConnectPairs(const std::string& prefix, Rendezvous& rende
   RETURN_IF_ERROR(rendezvous.Put(fmt::format("{}/{}", prefix, rank), mine));
   for (int peer = 0; peer < size; ++peer) {
     if (peer == rank) continue;
-    ASSIGN_OR_RETURN(std::string theirs,
-                     rendezvous.Get(fmt::format("{}/{}", prefix, peer), deadline - absl::Now()));
+    ASSIGN_OR_RETURN(std::string theirs, rendezvous.Get(fmt::format("{}/{}", prefix, peer),
+                                                        deadline - base::SteadyNow()));
     if (static_cast<int64_t>(theirs.size()) != address_bytes * (size - 1)) {
       return absl::InternalError(fmt::format("rank {} published {} bytes of addresses, {} expected",
                                              peer, theirs.size(), address_bytes * (size - 1)));

@@ -32,7 +32,8 @@ struct Resident {
   RankWeights weights;
 };
 
-// All that decides which weights a rank holds and what its ops are made for.
+// All that decides which weights a rank holds and what its ops are made for; files that changed
+// are other weights.
 std::string ResidentKey(const internal::v1::Assignment& assignment, const std::string& dir) {
   internal::v1::Assignment relevant;
   relevant.set_rank(assignment.rank());
@@ -47,7 +48,11 @@ std::string ResidentKey(const internal::v1::Assignment& assignment, const std::s
   if (assignment.has_random_weights()) {
     *relevant.mutable_random_weights() = assignment.random_weights();
   }
-  return relevant.SerializeAsString();
+  std::string key = relevant.SerializeAsString() + model::FolderStamp(dir);
+  for (const internal::v1::HeadSource& head : assignment.heads()) {
+    if (!head.dir().empty()) key += model::FolderStamp(head.dir());
+  }
+  return key;
 }
 
 absl::StatusOr<model::ModelSource> SourceOf(const internal::v1::Assignment& assignment,
@@ -141,7 +146,8 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
   ASSIGN_OR_RETURN(const model::ModelSource source, SourceOf(assignment, dir));
   ASSIGN_OR_RETURN(model::Config config, model::LoadConfig(source));
   ASSIGN_OR_RETURN(RankPlan plan, ParseAssignment(assignment, config));
-  const TransformerOptions options = plan.options;
+  TransformerOptions options = plan.options;
+  options.aborted = [this] { return Aborted(); };
   // Before loading, which may take minutes: a rank that its peers cannot reach shows at once.
   RETURN_IF_ERROR(Connect(options, rendezvous));
   if (resident_ == nullptr || resident_->key != ResidentKey(assignment, dir)) {
@@ -245,7 +251,9 @@ absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::
 
 internal::v1::RankStats ModelRuntime::Stats() {
   internal::v1::RankStats stats;
+  if (resident_ != nullptr) stats.set_weight_bytes(resident_->weights.bytes);
   if (transformer_ == nullptr) return stats;
+  stats.set_kv_bytes(transformer_->kv_bytes());
   stats.set_compute_seconds(static_cast<double>(step_ns_ - exchange_ns_) * 1e-9);
   stats.set_exchange_seconds(static_cast<double>(exchange_ns_) * 1e-9);
   stats.set_wait_seconds(static_cast<double>(wait_ns_) * 1e-9);

@@ -1,6 +1,9 @@
 #include "worker/model_runtime.h"
 
 #include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -128,6 +131,29 @@ TEST(ModelRuntime, WeightsStayWhileTheAssignmentDoes) {
   RunEpoch(workers, 1, 2, 3);
   EXPECT_GT(workers[0].loaded, 0) << "weights of another shape were kept";
   EXPECT_EQ(workers[0].tokens, tokens);
+}
+
+TEST(ModelRuntime, FilesThatChangedAreLoadedAgain) {
+  namespace fs = std::filesystem;
+  const std::string dir = testing::TempDir() + "/changing_model";
+  fs::copy(kModel, dir, fs::copy_options::recursive);
+  Worker worker;
+  const auto loaded_by_an_epoch = [&](Generation generation) {
+    auto rendezvous = MakeLocalRendezvous();
+    internal::v1::Assignment assignment = MakeAssignment(1, 1, 0);
+    assignment.set_model_dir(dir);
+    worker.loaded = 0;
+    EXPECT_TRUE(worker.runtime->Begin(generation, assignment, *rendezvous, worker.Count()).ok());
+    worker.runtime->End();
+    return worker.loaded;
+  };
+  EXPECT_GT(loaded_by_an_epoch(1), 0);
+  EXPECT_EQ(loaded_by_an_epoch(2), 0);
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    fs::last_write_time(entry, fs::file_time_type::clock::now() + std::chrono::seconds(5));
+  }
+  EXPECT_GT(loaded_by_an_epoch(3), 0);
+  fs::remove_all(dir);
 }
 
 TEST(ModelRuntime, AbortLeavesTheWaitForPeers) {

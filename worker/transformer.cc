@@ -3,16 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <string_view>
 #include <utility>
 
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "model/bfloat16.h"
 #include "worker/kv_cache.h"
+#include "worker/metered_communicator.h"
 #include "worker/transformer_buffers.h"
-#include "worker/transformer_group.h"
 
 namespace conclave::worker {
 namespace {
@@ -26,6 +26,12 @@ double SecondsSince(SteadyClock::time_point start) {
 
 // How this rank's rows reach their experts.
 enum class ExpertPath { kLocal, kReplicated, kExchange };
+
+// What a trace adds to a step.
+struct Observed {
+  Transformer::Trace trace;
+  std::span<const std::vector<float>> layer_inputs;
+};
 
 // What a step works on.
 struct Pass {
@@ -58,10 +64,14 @@ class RankTransformer final : public Transformer {
 
   absl::StatusOr<StepOutput> Step(const ResolvedStep& step, internal::v1::ExchangeMode mode,
                                   int bucket) override;
-  absl::StatusOr<Trace> TraceStep(const ResolvedStep& step) override;
+  absl::StatusOr<Trace> TraceStep(const ResolvedStep& step,
+                                  std::span<const std::vector<float>> layer_inputs) override;
   const ExchangeStats& exchange_stats() const override { return stats_; }
   std::vector<uint64_t> ExpertLoad() override { return load_; }
   int64_t kv_bytes() const override { return cache_->bytes(); }
+  int64_t activation_bytes() const override {
+    return TotalBytes(buffers_.memory) + TotalBytes(memory_) + output_->bytes() + exchanges_.bytes;
+  }
 
  private:
   absl::Status MakeExchanges();
@@ -69,10 +79,11 @@ class RankTransformer final : public Transformer {
   absl::StatusOr<Pass> PlanPass(const ResolvedStep& step, internal::v1::ExchangeMode mode,
                                 int bucket) const;
 
-  absl::Status Forward(const ResolvedStep& step, const Pass& pass, Trace* trace);
+  absl::Status Forward(const ResolvedStep& step, const Pass& pass, Observed* observed);
   absl::Status Embedding(const Pass& pass);
   absl::StatusOr<Tensor> Attention(int layer, const Pass& pass);
-  absl::Status Experts(int layer, const Pass& pass, const int32_t* forced, Tensor o_partial);
+  absl::Status Experts(int layer, const Pass& pass, const int32_t* forced, Tensor o_partial,
+                       Observed* observed);
   absl::Status OwnExperts(int layer, const Pass& pass, Tensor normed, Tensor x);
   absl::Status ExchangedExperts(int layer, const Pass& pass, Tensor normed,
                                 const kernels::Routing& routing, Tensor x);
@@ -80,8 +91,11 @@ class RankTransformer final : public Transformer {
   void CountLoad(int layer, const kernels::ExpertTokens& tokens);
 
   void UpdateStats();
-  void Observe(Tensor hidden, Trace* trace);
-  void ObserveFinalNorm(Tensor x, Trace* trace);
+  void Observe(Tensor hidden, Observed* observed);
+  void ObserveRouting(Tensor normed, const kernels::Routing& routing, Observed* observed);
+  void ObserveFinalNorm(Tensor x, Observed* observed);
+  std::vector<float> ReadActivations(Tensor activations);
+  void WriteActivations(std::span<const float> values, Tensor activations);
 
   const model::Config& config_;
   const RankWeights& weights_;
@@ -95,8 +109,7 @@ class RankTransformer final : public Transformer {
   TransformerBuffers buffers_;
   std::optional<KvCache> cache_;
   std::optional<TransformerOutput> output_;
-  std::unique_ptr<ExpertExchange> fixed_;
-  std::unique_ptr<ExpertExchange> exact_;
+  ExpertExchanges exchanges_;  // null for world = 1
   Tensor local_index_;  // i32 [layers, experts], experts of which this rank is not the primary: -1
   std::vector<kernels::Buffer> memory_;
 
@@ -118,9 +131,9 @@ absl::Status RankTransformer::Allocate() {
   sizes.max_rows = options_.max_step_tokens;
   sizes.max_share = MaxShare(options_);
   sizes.expert_rows = options_.max_step_tokens;
-  if (exact_ != nullptr) {
-    sizes.expert_rows =
-        std::max({sizes.expert_rows, exact_->max_output_rows(), fixed_->max_output_rows()});
+  if (exchanges_.exact != nullptr) {
+    sizes.expert_rows = std::max({sizes.expert_rows, exchanges_.exact->max_output_rows(),
+                                  exchanges_.fixed->max_output_rows()});
   }
   sizes.kv_heads = kv_heads.size();
   sizes.heads = kv_heads.size() * (config_.num_heads / config_.num_kv_heads);
@@ -140,8 +153,7 @@ absl::Status RankTransformer::Allocate() {
 absl::Status RankTransformer::MakeExchanges() {
   if (world_ == nullptr) return absl::OkStatus();
   const ExchangeOptions options = {.max_rows = MaxShare(options_)};
-  ASSIGN_OR_RETURN(fixed_, MakeFixedExchange(config_, placement_, *world_, ops_, options));
-  ASSIGN_OR_RETURN(exact_, MakeExactExchange(config_, placement_, *world_, ops_, options));
+  ASSIGN_OR_RETURN(exchanges_, MakeExpertExchanges(config_, placement_, *world_, ops_, options));
   return absl::OkStatus();
 }
 
@@ -188,7 +200,7 @@ absl::StatusOr<Pass> RankTransformer::PlanPass(const ResolvedStep& step,
     pass.share = static_cast<int>(pass.row_begin[tp_rank + 1]) - pass.share_begin;
   }
   if (mode == internal::v1::EXCHANGE_MODE_EXACT) {
-    pass.exchange = exact_.get();
+    pass.exchange = exchanges_.exact.get();
     return pass;
   }
   if (mode != internal::v1::EXCHANGE_MODE_FIXED) {
@@ -197,22 +209,28 @@ absl::StatusOr<Pass> RankTransformer::PlanPass(const ResolvedStep& step,
   if (bucket < pass.share) {
     return absl::InternalError(fmt::format("a bucket of {} slots for {} rows", bucket, pass.share));
   }
-  pass.exchange = fixed_.get();
+  pass.exchange = exchanges_.fixed.get();
   pass.exchange->SetBucket(std::min(bucket, MaxShare(options_)));
   return pass;
 }
 
-absl::Status RankTransformer::Forward(const ResolvedStep& step, const Pass& pass, Trace* trace) {
+absl::Status RankTransformer::Forward(const ResolvedStep& step, const Pass& pass,
+                                      Observed* observed) {
   const kernels::StepBatch batch = step.batch();
   const Tensor x = buffers_.x.Rows(0, pass.rows);
   ops_.BeginStep(batch);
   RETURN_IF_ERROR(Embedding(pass));
-  Observe(x, trace);
+  Observe(x, observed);
   for (int layer = 0; layer < config_.num_layers; ++layer) {
+    if (observed != nullptr && !observed->layer_inputs.empty()) {
+      WriteActivations(observed->layer_inputs[layer], x);
+    }
+    if (options_.aborted && options_.aborted())
+      return absl::UnavailableError("the epoch has ended");
     const int32_t* forced = step.forced.empty() ? nullptr : step.forced[layer].data();
     ASSIGN_OR_RETURN(const Tensor o_partial, Attention(layer, pass));
-    RETURN_IF_ERROR(Experts(layer, pass, forced, o_partial));
-    Observe(x, trace);
+    RETURN_IF_ERROR(Experts(layer, pass, forced, o_partial, observed));
+    Observe(x, observed);
   }
   return absl::OkStatus();
 }
@@ -250,13 +268,14 @@ absl::StatusOr<Tensor> RankTransformer::Attention(int layer, const Pass& pass) {
 
 // x += o_proj; t = RMSNorm(x); top-k of the router's logits; x += sum over them of w_e * y_e.
 absl::Status RankTransformer::Experts(int layer, const Pass& pass, const int32_t* forced,
-                                      Tensor o_partial) {
+                                      Tensor o_partial, Observed* observed) {
   const Tensor x = buffers_.x.Rows(pass.share_begin, pass.share);
   const Tensor normed = buffers_.normed.Rows(0, pass.share);
   const kernels::Routing routing = {buffers_.routing.expert_ids.Rows(0, pass.share),
                                     buffers_.routing.weights.Rows(0, pass.share)};
   if (forced != nullptr) forced += int64_t{pass.share_begin} * config_.experts_per_token;
   ops_.ResidualNormRoute(weights_.layers[layer].router, o_partial, x, forced, normed, routing);
+  ObserveRouting(normed, routing, observed);
   if (pass.path != ExpertPath::kExchange) return OwnExperts(layer, pass, normed, x);
   RETURN_IF_ERROR(ExchangedExperts(layer, pass, normed, routing, x));
   if (!pass.partitioned || pass.rows == 0) return absl::OkStatus();
@@ -343,14 +362,15 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
 
 void RankTransformer::UpdateStats() {
   ExchangeStats sum;
-  for (const ExpertExchange* exchange : {fixed_.get(), exact_.get()}) {
+  for (const ExpertExchange* exchange : {exchanges_.fixed.get(), exchanges_.exact.get()}) {
     if (exchange == nullptr) continue;
-    sum.dispatched_copies += exchange->stats().dispatched_copies;
-    sum.payload_bytes += exchange->stats().payload_bytes;
-    sum.wire_bytes += exchange->stats().wire_bytes;
-    sum.occupied_slots += exchange->stats().occupied_slots;
-    sum.seconds += exchange->stats().seconds;
-    sum.wait_seconds += exchange->stats().wait_seconds;
+    const ExchangeStats part = exchange->stats();
+    sum.dispatched_copies += part.dispatched_copies;
+    sum.payload_bytes += part.payload_bytes;
+    sum.wire_bytes += part.wire_bytes;
+    sum.occupied_slots += part.occupied_slots;
+    sum.seconds += part.seconds;
+    sum.wait_seconds += part.wait_seconds;
   }
   if (group_ != nullptr) {
     sum.wire_bytes += group_->bytes_sent();
@@ -360,38 +380,65 @@ void RankTransformer::UpdateStats() {
   stats_ = sum;
 }
 
-absl::StatusOr<Transformer::Trace> RankTransformer::TraceStep(const ResolvedStep& step) {
+absl::StatusOr<Transformer::Trace> RankTransformer::TraceStep(
+    const ResolvedStep& step, std::span<const std::vector<float>> layer_inputs) {
   if (options_.shape.world() != 1) {
     return absl::FailedPreconditionError(
         fmt::format("a trace needs a world of one rank, not {}", options_.shape.world()));
   }
   ASSIGN_OR_RETURN(const Pass pass, PlanPass(step, internal::v1::EXCHANGE_MODE_UNSPECIFIED, 0));
-  Trace trace;
-  RETURN_IF_ERROR(Forward(step, pass, &trace));
+  Observed observed = {{}, layer_inputs};
+  RETURN_IF_ERROR(Forward(step, pass, &observed));
   const Tensor x = buffers_.x.Rows(0, pass.rows);
   RETURN_IF_ERROR(output_->Sample(step, x));
-  trace.logits = output_->ReadLogits(x);
-  ObserveFinalNorm(x, &trace);
+  observed.trace.logits = output_->ReadLogits(x);
+  ObserveFinalNorm(x, &observed);
   RETURN_IF_ERROR(ops_.Finish());
-  return trace;
+  return std::move(observed.trace);
 }
 
-void RankTransformer::Observe(Tensor hidden, Trace* trace) {
-  if (trace == nullptr) return;
-  std::vector<float>& out = trace->hidden.emplace_back(hidden.rows * hidden.cols);
-  if (hidden.dtype == kernels::DType::kF32) {
-    ops_.Read(hidden, out.data());
+void RankTransformer::Observe(Tensor hidden, Observed* observed) {
+  if (observed != nullptr) observed->trace.hidden.push_back(ReadActivations(hidden));
+}
+
+void RankTransformer::ObserveRouting(Tensor normed, const kernels::Routing& routing,
+                                     Observed* observed) {
+  if (observed == nullptr) return;
+  Trace& trace = observed->trace;
+  const int64_t choices = routing.expert_ids.rows * routing.expert_ids.cols;
+  trace.normed.push_back(ReadActivations(normed));
+  ops_.Read(routing.expert_ids, trace.expert_ids.emplace_back(choices).data());
+  ops_.Read(routing.weights, trace.expert_weights.emplace_back(choices).data());
+}
+
+std::vector<float> RankTransformer::ReadActivations(Tensor activations) {
+  std::vector<float> out(activations.rows * activations.cols);
+  if (activations.dtype == kernels::DType::kF32) {
+    ops_.Read(activations, out.data());
+    return out;
+  }
+  CONCLAVE_CHECK(activations.dtype == kernels::DType::kBf16);
+  std::vector<uint16_t> raw(out.size());
+  ops_.Read(activations, raw.data());
+  std::transform(raw.begin(), raw.end(), out.begin(), model::Bf16ToFloat);
+  return out;
+}
+
+void RankTransformer::WriteActivations(std::span<const float> values, Tensor activations) {
+  CONCLAVE_CHECK(static_cast<int64_t>(values.size()) == activations.rows * activations.cols);
+  if (activations.dtype == kernels::DType::kF32) {
+    ops_.Write(activations, values.data());
     return;
   }
-  CONCLAVE_CHECK(hidden.dtype == kernels::DType::kBf16);
-  std::vector<uint16_t> raw(out.size());
-  ops_.Read(hidden, raw.data());
-  for (size_t i = 0; i < raw.size(); ++i) out[i] = std::bit_cast<float>(uint32_t{raw[i]} << 16);
+  CONCLAVE_CHECK(activations.dtype == kernels::DType::kBf16);
+  std::vector<uint16_t> raw(values.size());
+  std::transform(values.begin(), values.end(), raw.begin(), model::FloatToBf16);
+  ops_.Write(activations, raw.data());
 }
 
 // No op ends at the final norm: the router's norm with the final weights, after adding nothing,
 // is it.
-void RankTransformer::ObserveFinalNorm(Tensor x, Trace* trace) {
+void RankTransformer::ObserveFinalNorm(Tensor x, Observed* observed) {
   const Tensor nothing = buffers_.o_partial.Rows(0, x.rows);
   const std::vector<std::byte> zeros(nothing.bytes());
   ops_.Write(nothing, zeros.data());
@@ -401,7 +448,7 @@ void RankTransformer::ObserveFinalNorm(Tensor x, Trace* trace) {
   ops_.ResidualNormRoute(
       weights, nothing, x, nullptr, normed,
       {buffers_.routing.expert_ids.Rows(0, x.rows), buffers_.routing.weights.Rows(0, x.rows)});
-  Observe(normed, trace);
+  Observe(normed, observed);
 }
 
 }  // namespace

@@ -19,7 +19,9 @@
 //                       o_proj, routing and dispatch of the share, combine, all-gather of x
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -51,6 +53,8 @@ struct TransformerOptions {
   int block_tokens = 16;
   int full_blocks = 0;
   int sliding_blocks = 0;
+  // Asked between layers; true ends the step with UNAVAILABLE. May be empty.
+  std::function<bool()> aborted;
 };
 
 class Transformer {
@@ -68,20 +72,29 @@ class Transformer {
   virtual absl::StatusOr<StepOutput> Step(const ResolvedStep& step, internal::v1::ExchangeMode mode,
                                           int bucket) = 0;
 
-  // For tests and offline use: as Step, and additionally the logits f32 [rows, V] of every row and
-  // the residual stream after the embedding and each layer, then the final-normed hidden state,
-  // [layers + 2][rows, H].
-  // World = 1 only.
+  // For tests and offline use: as Step, and additionally the logits f32 [rows, V] of every row; the
+  // residual stream after the embedding and each layer, then the final-normed hidden state,
+  // [layers + 2][rows, H]; what each layer's router read and chose. World = 1 only.
   struct Trace {
     std::vector<float> logits;
     std::vector<std::vector<float>> hidden;
+    std::vector<std::vector<float>> normed;          // [layers][rows, H]
+    std::vector<std::vector<int32_t>> expert_ids;    // [layers][rows, k]
+    std::vector<std::vector<float>> expert_weights;  // [layers][rows, k]
   };
-  virtual absl::StatusOr<Trace> TraceStep(const ResolvedStep& step) = 0;
+  // `layer_inputs` [layers][rows, H], rounded to the activation type, replaces what each layer
+  // would read of the layers below, so that layers are compared one by one; empty: nothing is
+  // replaced.
+  virtual absl::StatusOr<Trace> TraceStep(const ResolvedStep& step,
+                                          std::span<const std::vector<float>> layer_inputs) = 0;
+  absl::StatusOr<Trace> TraceStep(const ResolvedStep& step) { return TraceStep(step, {}); }
 
   virtual const ExchangeStats& exchange_stats() const = 0;
   // Token-expert pairs computed here since Create, [layers, local experts].
   virtual std::vector<uint64_t> ExpertLoad() = 0;
   virtual int64_t kv_bytes() const = 0;
+  // Of all other buffers; model::PlanActivations foretells it.
+  virtual int64_t activation_bytes() const = 0;
 };
 
 }  // namespace conclave::worker

@@ -16,6 +16,12 @@ absl::StatusOr<kernels::Tensor> AllocateTensor(kernels::Ops& ops, DType dtype, i
   return memory.back().AsTensor(dtype, rows, cols);
 }
 
+int64_t TotalBytes(std::span<const kernels::Buffer> buffers) {
+  int64_t bytes = 0;
+  for (const kernels::Buffer& buffer : buffers) bytes += buffer.bytes;
+  return bytes;
+}
+
 absl::StatusOr<TransformerBuffers> TransformerBuffers::Create(const model::Config& config,
                                                               const TransformerSizes& sizes,
                                                               kernels::Ops& ops) {

@@ -4,6 +4,7 @@
 // The activations of one step on one rank, allocated once for the largest step.
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -43,6 +44,8 @@ struct TransformerBuffers {
 absl::StatusOr<kernels::Tensor> AllocateTensor(kernels::Ops& ops, kernels::DType dtype,
                                                int64_t rows, int64_t cols,
                                                std::vector<kernels::Buffer>& memory);
+
+int64_t TotalBytes(std::span<const kernels::Buffer> buffers);
 
 }  // namespace conclave::worker
 

@@ -95,6 +95,7 @@ absl::Status TransformerHarness::Rank::Load(std::shared_ptr<const model::Checkpo
   options.max_sequences = options_.max_sequences;
   options.full_blocks = options_.full_blocks;
   options.sliding_blocks = options_.sliding_blocks;
+  options.aborted = options_.aborted;
   ASSIGN_OR_RETURN(transformer_, Transformer::Create(config_, *weights_, options_.placement,
                                                      options, *ops_, world_.get(), group_.get()));
   MakeTable();

@@ -9,34 +9,17 @@
 
 #include <functional>
 #include <memory>
-#include <optional>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/ops.h"
 #include "model/config.h"
-#include "model/model_source.h"
-#include "model/placement.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
+#include "worker/harness_options.h"
 #include "worker/sequence_table.h"
 #include "worker/transformer.h"
 
 namespace conclave::worker {
-
-struct HarnessOptions {
-  std::string model_dir;
-  std::optional<model::RandomWeights> random = {};
-  std::vector<std::pair<std::string, std::string>> heads = {};  // name, folder
-  model::ParallelShape shape = {};
-  model::Placement placement = {};  // empty: balanced
-  int max_step_tokens = 256;
-  int max_sequences = 8;
-  int full_blocks = 128;
-  int sliding_blocks = 128;
-};
 
 class TransformerHarness {
  public:

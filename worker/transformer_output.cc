@@ -4,13 +4,14 @@
 #include <numeric>
 
 #include "base/status_macros.h"
+#include "model/memory_plan.h"
 #include "model/placement.h"
 #include "worker/transformer_buffers.h"
 
 namespace conclave::worker {
 namespace {
 
-constexpr int kTileRows = 256;
+using model::kLogitTileRows;
 
 kernels::SampleOutput OutputRows(const kernels::SampleOutput& output, int64_t begin, int64_t rows) {
   return {output.tokens.Rows(begin, rows), output.logprobs.Rows(begin, rows),
@@ -46,7 +47,7 @@ absl::Status TransformerOutput::Allocate(int max_sequences) {
   const auto make = [&](DType dtype, int64_t rows, int64_t cols) {
     return AllocateTensor(*ops_, dtype, rows, cols, memory_);
   };
-  tile_rows_ = std::min(kTileRows, max_sequences);
+  tile_rows_ = std::min(kLogitTileRows, max_sequences);
   if (weights_->lm_head.data != nullptr) {
     ASSIGN_OR_RETURN(logits_, make(DType::kF32, tile_rows_, weights_->lm_head.rows));
     if (group_ != nullptr) {
@@ -58,7 +59,7 @@ absl::Status TransformerOutput::Allocate(int max_sequences) {
   int64_t labels = 0;
   for (const HeadWeights& head : weights_->heads) labels = std::max(labels, head.weight.rows);
   if (labels > 0) {
-    ASSIGN_OR_RETURN(head_logits_, make(DType::kF32, kTileRows, labels));
+    ASSIGN_OR_RETURN(head_logits_, make(DType::kF32, kLogitTileRows, labels));
   }
   ASSIGN_OR_RETURN(sampled_.tokens, make(DType::kI32, max_sequences, 1));
   ASSIGN_OR_RETURN(sampled_.logprobs, make(DType::kF32, max_sequences, 1));
@@ -66,6 +67,8 @@ absl::Status TransformerOutput::Allocate(int max_sequences) {
   ASSIGN_OR_RETURN(sampled_.top_logprobs, make(DType::kF32, max_sequences, kernels::kMaxLogprobs));
   return absl::OkStatus();
 }
+
+int64_t TransformerOutput::bytes() const { return TotalBytes(memory_); }
 
 absl::Status TransformerOutput::Sample(const ResolvedStep& step, kernels::Tensor x) {
   const int rows = static_cast<int>(step.sample_rows.size());
@@ -177,8 +180,8 @@ std::vector<HeadOutput> TransformerOutput::ReadHeads(const ResolvedStep& step, k
     const int rows = static_cast<int>(read.rows.size());
     HeadOutput result{read.slot, read.head, read.first_position, {}};
     result.logits.resize(rows * labels);
-    for (int begin = 0; begin < rows; begin += kTileRows) {
-      const int count = std::min(kTileRows, rows - begin);
+    for (int begin = 0; begin < rows; begin += kLogitTileRows) {
+      const int count = std::min(kLogitTileRows, rows - begin);
       const kernels::Tensor logits = {head_logits_.data, kernels::DType::kF32, count, labels};
       ops_->HeadLogits(weights_->final_norm, head.weight, head.bias, x,
                        std::span(read.rows).subspan(begin, count), logits);

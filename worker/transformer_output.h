@@ -66,6 +66,9 @@ class TransformerOutput {
   // f32 [rows of x, V], for traces; tp = 1. Waits for the device.
   std::vector<float> ReadLogits(kernels::Tensor x);
 
+  // Of all its buffers.
+  int64_t bytes() const;
+
  private:
   TransformerOutput(const model::Config& config, const RankWeights& weights, kernels::Ops& ops,
                     Communicator* group)

@@ -8,6 +8,7 @@
 #include <memory>
 #include <random>
 
+#include "model/memory_plan.h"
 #include "tests/goldens/goldens.h"
 #include "worker/transformer.h"
 #include "worker/transformer_harness.h"
@@ -113,6 +114,18 @@ TEST_P(TransformerParallelTest, IdleRanksTakePartInEveryExchange) {
       RunRequests(*world, {{.prompt = golden.prompt, .max_tokens = 24}}, 7, GetParam().mode);
   ASSERT_TRUE(results.ok()) << results.status();
   EXPECT_EQ((*results)[0].tokens, golden.greedy);
+}
+
+TEST_P(TransformerParallelTest, ActivationsTakeTheBytesThatWerePlanned) {
+  const auto world = MakeWorld(GetParam().shape);
+  ASSERT_NE(world, nullptr);
+  const HarnessOptions& options = world->options();
+  const int64_t planned = model::PlanActivations(
+      world->config(), options.shape,
+      {.max_step_tokens = options.max_step_tokens, .max_sequences = options.max_sequences});
+  const int64_t allocated = world->transformer(0).activation_bytes();
+  EXPECT_LE(allocated, planned * 1.02);
+  EXPECT_GE(allocated, planned * 0.98);
 }
 
 // Load of each expert of a layer, summed over the ranks.

@@ -257,6 +257,47 @@ TEST_F(TransformerTest, CacheBytesAreThoseOfItsBlocks) {
   EXPECT_EQ(harness_->transformer(0).kv_bytes(), 4 * 128 * 16 * token) << "4 layers, 128 blocks";
 }
 
+TEST_F(TransformerTest, AnAbortEndsAStepBetweenItsLayers) {
+  int layers = 0;
+  auto harness = TransformerHarness::Create(
+      {.model_dir = goldens::TinyModelDir(), .aborted = [&] { return ++layers > 2; }});
+  ASSERT_TRUE(harness.ok()) << harness.status();
+  GroupDriver driver((*harness)->config(), (*harness)->options(), 64);
+  driver.Add({.prompt = goldens_[0].prompt, .max_tokens = 1});
+  const auto outputs = (*harness)->Step({driver.Next()}, kMode, 0);
+  EXPECT_EQ(outputs.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(layers, 3);
+}
+
+TEST_F(TransformerTest, ATraceCanGiveEachLayerItsInput) {
+  const model::Config& config = harness_->config();
+  GroupDriver driver(config, harness_->options(), kWhole);
+  driver.Add({.prompt = goldens_[2].prompt});
+  ResolvedStep step;
+  const auto own = harness_->Trace(driver.Next(), step);
+  ASSERT_TRUE(own.ok()) << own.status();
+  ASSERT_EQ(own->expert_ids.size(), static_cast<size_t>(config.num_layers));
+  ASSERT_EQ(own->normed.size(), own->expert_ids.size());
+  for (size_t layer = 0; layer < own->expert_ids.size(); ++layer) {
+    EXPECT_EQ(own->normed[layer].size(), step.token_ids.size() * config.hidden_size);
+    EXPECT_EQ(own->expert_ids[layer].size(), step.token_ids.size() * config.experts_per_token);
+    EXPECT_EQ(own->expert_weights[layer].size(), own->expert_ids[layer].size());
+  }
+
+  std::vector<std::vector<float>> inputs(own->hidden.begin(), own->hidden.end() - 2);
+  const auto same = harness_->transformer(0).TraceStep(step, inputs);
+  ASSERT_TRUE(same.ok()) << same.status();
+  EXPECT_EQ(same->hidden, own->hidden);
+  EXPECT_EQ(same->logits, own->logits);
+
+  for (float& value : inputs[1]) value *= 2;
+  const auto changed = harness_->transformer(0).TraceStep(step, inputs);
+  ASSERT_TRUE(changed.ok()) << changed.status();
+  EXPECT_EQ(changed->hidden[1], own->hidden[1]);
+  EXPECT_NE(changed->hidden[2], own->hidden[2]) << "layer 1 read something else";
+  EXPECT_EQ(changed->hidden[3], own->hidden[3]) << "layer 2 did not";
+}
+
 // Experts of every position and layer: `ids` rotated by position and layer.
 std::vector<uint32_t> ForcedIds(const model::Config& config, int positions, bool reversed) {
   std::vector<uint32_t> out;

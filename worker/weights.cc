@@ -6,15 +6,13 @@
 #include <utility>
 
 #include "base/status_macros.h"
+#include "model/mxfp4.h"
 #include "worker/weights_generator.h"
 #include "worker/weights_pager.h"
 #include "worker/weights_slice.h"
 
 namespace conclave::worker {
 namespace {
-
-// Products of larger scales leave the range of float32.
-constexpr uint8_t kMaxScale = 252;
 
 // Host views of one layer's share, in the file map.
 struct LayerSlices {
@@ -69,6 +67,7 @@ class Loader {
   WeightSlicer model_slicer_;                // everything outside the layers
   WeightSlicer head_slicer_;                 // attached heads: always from their own files
   kernels::HostMatrix embedding_, lm_head_;
+  bool tied_ = false;  // one matrix is both
   std::span<const uint16_t> final_norm_;
   std::vector<model::HeadTensors> head_tensors_;
   std::vector<kernels::HostMatrix> head_weights_;
@@ -125,7 +124,8 @@ absl::Status Loader::SliceModel() {
   const model::ModelTensors& tensors = checkpoint_.tensors();
   ASSIGN_OR_RETURN(embedding_, model_slicer_.Rows(tensors.embedding, vocab_.begin, vocab_.size()));
   ASSIGN_OR_RETURN(final_norm_, model_slicer_.Values(tensors.final_norm, 0, config_.hidden_size));
-  if (!tensors.lm_head.bytes.empty()) {
+  tied_ = tensors.lm_head.bytes.data() == tensors.embedding.bytes.data();
+  if (!tied_ && !tensors.lm_head.bytes.empty()) {
     ASSIGN_OR_RETURN(lm_head_, model_slicer_.Rows(tensors.lm_head, vocab_.begin, vocab_.size()));
   }
   for (size_t i = 0; i < head_tensors_.size(); ++i) {
@@ -216,6 +216,8 @@ absl::Status Loader::LoadModel() {
   ASSIGN_OR_RETURN(weights_.final_norm, LoadVector(final_norm_));
   if (lm_head_.data != nullptr) {
     ASSIGN_OR_RETURN(weights_.lm_head, ops_.LoadDense(lm_head_));
+  } else if (tied_) {
+    weights_.lm_head = weights_.embedding;
   }
   for (size_t i = 0; i < weights_.heads.size(); ++i) {
     ASSIGN_OR_RETURN(weights_.heads[i].weight, ops_.LoadDense(head_weights_[i]));
@@ -228,11 +230,11 @@ absl::Status Loader::LoadModel() {
 absl::Status CheckScales(const uint8_t* scales, int64_t size, const model::TensorView& view,
                          int expert) {
   const uint8_t largest = *std::max_element(scales, scales + size);
-  if (largest <= kMaxScale) return absl::OkStatus();
+  if (largest <= model::kMaxMxfp4Scale) return absl::OkStatus();
   return absl::InvalidArgumentError(
       fmt::format("{}: {} of expert {} holds the scale byte {}; the largest that float32 can hold "
                   "is {}",
-                  view.file, view.name, expert, largest, kMaxScale));
+                  view.file, view.name, expert, largest, model::kMaxMxfp4Scale));
 }
 
 absl::Status Loader::LoadLayer(int layer) {

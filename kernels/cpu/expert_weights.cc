@@ -8,6 +8,7 @@
 #include "base/status_macros.h"
 #include "kernels/cpu/lane_order.h"
 #include "kernels/cpu/matmul.h"
+#include "model/mxfp4.h"
 
 namespace conclave::kernels {
 namespace {
@@ -16,12 +17,12 @@ absl::Status CheckScale(const uint8_t* scales, int64_t rows, int64_t blocks, int
                         std::string_view matrix) {
   const uint8_t* end = scales + rows * blocks;
   const uint8_t* bad =
-      std::find_if(scales, end, [](uint8_t scale) { return scale > kMaxMxfp4Scale; });
+      std::find_if(scales, end, [](uint8_t scale) { return scale > model::kMaxMxfp4Scale; });
   if (bad == end) return absl::OkStatus();
   const int64_t at = bad - scales;
   return absl::InvalidArgumentError(fmt::format(
       "local expert {}, {} row {}, block {}: MXFP4 scale byte {}, at most {} keeps weights finite",
-      expert, matrix, at / blocks, at % blocks, *bad, kMaxMxfp4Scale));
+      expert, matrix, at / blocks, at % blocks, *bad, model::kMaxMxfp4Scale));
 }
 
 // from [inputs, outputs] -> rows of outputs, in squares that fit the cache.

@@ -16,15 +16,13 @@ struct Bf16Matrix {
   int64_t row_stride = 0;
 };
 
-// MXFP4: per row cols / 32 blocks of 16 bytes and as many scale bytes, all below kMaxMxfp4Scale
-// + 1.
+// MXFP4: per row cols / 32 blocks of 16 bytes and as many scale bytes, none above
+// model::kMaxMxfp4Scale: all products are finite.
 struct Mxfp4Matrix {
   const uint8_t* blocks = nullptr;
   const uint8_t* scales = nullptr;
   int64_t cols = 0;
 };
-// The largest scale whose products are all finite: 6 * 2^(252 - 127).
-inline constexpr int kMaxMxfp4Scale = 252;
 
 // out[t * out_stride + row - begin] = row . x[t] for rows [begin, end) and every packed token t.
 void MatmulBf16(const Bf16Matrix& matrix, int64_t begin, int64_t end,

@@ -9,6 +9,7 @@
 #include "kernels/cpu/mxfp4_table.h"
 #include "kernels/reference/random_data.h"
 #include "kernels/reference/reference.h"
+#include "model/mxfp4.h"
 
 namespace conclave::kernels {
 namespace {
@@ -224,7 +225,7 @@ TEST(MatmulTest, SegmentsAddInFloat64WhateverTheSplitOverRanks) {
 }
 
 TEST(Mxfp4TableTest, HoldsEveryProductExactly) {
-  for (int scale = 0; scale <= kMaxMxfp4Scale; ++scale) {
+  for (int scale = 0; scale <= model::kMaxMxfp4Scale; ++scale) {
     for (int nibble = 0; nibble < 16; ++nibble) {
       const auto block = static_cast<uint8_t>(nibble);
       const auto scale_byte = static_cast<uint8_t>(scale);

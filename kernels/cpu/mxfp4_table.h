@@ -15,7 +15,7 @@ struct Mxfp4Products {
   std::array<uint8_t, 16> high;
 };
 
-// bf16 bits of E2M1(nibble) * 2^(scale - 127); scale <= kMaxMxfp4Scale.
+// bf16 bits of E2M1(nibble) * 2^(scale - 127); scale <= model::kMaxMxfp4Scale.
 constexpr uint16_t Mxfp4Bits(int nibble, int scale) {
   // 0, 0.5, 1, 1.5, 2, 3, 4, 6 as 1.m * 2^e.
   constexpr int kExponent[8] = {0, -1, 0, 0, 1, 1, 2, 2};

@@ -186,6 +186,17 @@ TEST(CommandWithoutServerTest, UsageErrorsExitTwo) {
   ExpectError(uneven, 2, "3");
 }
 
+TEST(CommandWithoutServerTest, EngineFlagsThatContradictExitTwo) {
+  const auto serve = [](std::vector<std::string> flags) {
+    flags.insert(flags.begin(), {"serve", "--model", "demo/tiny_gpt_oss", "--workers", "2",
+                                 "--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"});
+    return Conclave(flags);
+  };
+  ExpectError(serve({"--max-queued", "0"}), 2, "max_queued is 0");
+  ExpectError(serve({"--max-running", "64", "--max-step-tokens", "32"}), 2, "max_running is 64");
+  ExpectError(serve({"--dp", "2", "--exchange", "replicated"}), 2, "replicated");
+}
+
 TEST(CommandWithoutServerTest, EveryHelpHasAnExample) {
   for (const std::string command :
        {"serve", "generate", "classify", "tokenize", "status", "plan", "doctor"}) {

@@ -168,8 +168,10 @@ TEST_F(FaultsTest, SurvivorsKeepTheirProcess) {
 TEST_F(FaultsTest, CtrlCLeavesNoProcessBehind) {
   std::vector<pid_t> pids;
   for (int rank = 0; rank < 4; ++rank) pids.push_back(WorkerPid(rank));
+  pids.push_back(server_.CoordinatorPid());
+  ASSERT_GT(pids.back(), 0);
   const int status = server_.Stop(SIGINT);
-  EXPECT_TRUE(WIFEXITED(status)) << status;
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
   for (pid_t pid : pids) {
     EXPECT_FALSE(std::filesystem::exists("/proc/" + std::to_string(pid))) << pid;
   }

@@ -1,11 +1,31 @@
 #include "tests/e2e/golden.h"
 
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
 #include <random>
 
 #include "base/grpc_status.h"
+#include "proto/conclave/v1/classification.grpc.pb.h"
 #include "tests/goldens/goldens.h"
 
 namespace conclave::tests {
+namespace {
+
+void AddIds(const std::vector<int>& ids, v1::Prompt* input) {
+  input->mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
+}
+
+void ExpectClose(const google::protobuf::RepeatedField<float>& found,
+                 const std::vector<float>& wanted) {
+  ASSERT_EQ(found.size(), static_cast<int>(wanted.size()));
+  for (int i = 0; i < found.size(); ++i) {
+    EXPECT_NEAR(found[i], wanted[i], 1e-4 * std::max(1.0F, std::abs(wanted[i])));
+  }
+}
+
+}  // namespace
 
 std::vector<GoldenCase> LoadGoldens() {
   std::vector<GoldenCase> cases;
@@ -65,6 +85,43 @@ absl::StatusOr<std::vector<Tokens>> GenerateTogether(const std::shared_ptr<grpc:
     all.emplace_back(result.tokens().begin(), result.tokens().end());
   }
   return all;
+}
+
+void ExpectSequenceGoldens(const std::shared_ptr<grpc::Channel>& channel, const std::string& head) {
+  const auto cases = goldens::LoadSequenceClassifications();
+  v1::ClassifySequenceRequest request;
+  request.set_head(head);
+  for (const auto& golden : cases) AddIds(golden.ids, request.add_inputs());
+  v1::ClassifySequenceResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status =
+      v1::ClassificationService::NewStub(channel)->ClassifySequence(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.results_size(), static_cast<int>(cases.size()));
+  for (int i = 0; i < response.results_size(); ++i) {
+    google::protobuf::RepeatedField<float> logits;
+    for (const auto& label : response.results(i).labels()) logits.Add(label.logit());
+    ExpectClose(logits, cases[i].logits.front());
+  }
+}
+
+void ExpectTokenGoldens(const std::shared_ptr<grpc::Channel>& channel, const std::string& head) {
+  const auto cases = goldens::LoadTokenClassifications();
+  v1::ClassifyTokensRequest request;
+  request.set_head(head);
+  for (const auto& golden : cases) AddIds(golden.ids, request.add_inputs());
+  v1::ClassifyTokensResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status =
+      v1::ClassificationService::NewStub(channel)->ClassifyTokens(&context, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.results_size(), static_cast<int>(cases.size()));
+  for (int i = 0; i < response.results_size(); ++i) {
+    ASSERT_EQ(response.results(i).tokens_size(), static_cast<int>(cases[i].logits.size()));
+    for (int t = 0; t < response.results(i).tokens_size(); ++t) {
+      ExpectClose(response.results(i).tokens(t).logits(), cases[i].logits[t]);
+    }
+  }
 }
 
 }  // namespace conclave::tests

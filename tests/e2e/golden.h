@@ -40,6 +40,10 @@ absl::StatusOr<std::vector<Tokens>> GenerateTogether(const std::shared_ptr<grpc:
                                                      const std::vector<Tokens>& prompts,
                                                      int max_tokens);
 
+// The logits of a head for all of its goldens, in one call, to 1e-4. An empty name: the only one.
+void ExpectSequenceGoldens(const std::shared_ptr<grpc::Channel>& channel, const std::string& head);
+void ExpectTokenGoldens(const std::shared_ptr<grpc::Channel>& channel, const std::string& head);
+
 }  // namespace conclave::tests
 
 #endif  // CONCLAVE_TESTS_E2E_GOLDEN_H_

@@ -9,10 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
-#include "proto/conclave/v1/classification.grpc.pb.h"
 #include "tests/e2e/golden.h"
 #include "tests/e2e/server.h"
 
@@ -109,60 +106,6 @@ const std::vector<Tokens>& Reference(const std::vector<Tokens>& prompts) {
   return reference;
 }
 
-void ExpectClose(const google::protobuf::RepeatedField<float>& found,
-                 const std::vector<float>& wanted) {
-  ASSERT_EQ(found.size(), static_cast<int>(wanted.size()));
-  for (int i = 0; i < found.size(); ++i) {
-    EXPECT_NEAR(found[i], wanted[i], 1e-4 * std::max(1.0F, std::abs(wanted[i])));
-  }
-}
-
-nlohmann::json Goldens(const std::string& file) {
-  std::ifstream stream("tests/goldens/" + file);
-  return nlohmann::json::parse(stream);
-}
-
-void ExpectSequenceGoldens(const Server& server) {
-  v1::ClassifySequenceRequest request;
-  request.set_head("mood");
-  const nlohmann::json goldens = Goldens("goldens_sequence_classification.json");
-  for (const auto& item : goldens["cases"]) {
-    const auto ids = item["ids"].get<Tokens>();
-    request.add_inputs()->mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
-  }
-  v1::ClassifySequenceResponse response;
-  grpc::ClientContext context;
-  const grpc::Status status = v1::ClassificationService::NewStub(server.channel())
-                                  ->ClassifySequence(&context, request, &response);
-  ASSERT_TRUE(status.ok()) << status.error_message();
-  for (int i = 0; i < response.results_size(); ++i) {
-    google::protobuf::RepeatedField<float> logits;
-    for (const auto& label : response.results(i).labels()) logits.Add(label.logit());
-    ExpectClose(logits, goldens["cases"][i]["logits"].get<std::vector<float>>());
-  }
-}
-
-void ExpectTokenGoldens(const Server& server) {
-  v1::ClassifyTokensRequest request;
-  const nlohmann::json goldens = Goldens("goldens_token_classification.json");
-  for (const auto& item : goldens["cases"]) {
-    const auto ids = item["ids"].get<Tokens>();
-    request.add_inputs()->mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
-  }
-  v1::ClassifyTokensResponse response;
-  grpc::ClientContext context;
-  const grpc::Status status = v1::ClassificationService::NewStub(server.channel())
-                                  ->ClassifyTokens(&context, request, &response);
-  ASSERT_TRUE(status.ok()) << status.error_message();
-  for (int i = 0; i < response.results_size(); ++i) {
-    const auto wanted = goldens["cases"][i]["logits"].get<std::vector<std::vector<float>>>();
-    ASSERT_EQ(response.results(i).tokens_size(), static_cast<int>(wanted.size()));
-    for (size_t t = 0; t < wanted.size(); ++t) {
-      ExpectClose(response.results(i).tokens(static_cast<int>(t)).logits(), wanted[t]);
-    }
-  }
-}
-
 class ShapesTest : public ::testing::TestWithParam<Variant> {};
 
 TEST_P(ShapesTest, GreedyOutputAndHeadLogitsAreThoseOfOneRank) {
@@ -180,8 +123,8 @@ TEST_P(ShapesTest, GreedyOutputAndHeadLogitsAreThoseOfOneRank) {
   for (size_t i = 0; i < prompts.size(); ++i) {
     EXPECT_EQ((*together)[i], reference[i]) << "in the batch, prompt of " << prompts[i].size();
   }
-  ExpectSequenceGoldens(server);
-  ExpectTokenGoldens(server);
+  ExpectSequenceGoldens(server.channel(), "mood");
+  ExpectTokenGoldens(server.channel(), "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Cover, ShapesTest, ::testing::ValuesIn(Variants()),

@@ -1,4 +1,4 @@
-#include "worker/transformer_group.h"
+#include "worker/metered_communicator.h"
 
 #include <chrono>
 

@@ -1,5 +1,5 @@
-#ifndef CONCLAVE_WORKER_TRANSFORMER_GROUP_H_
-#define CONCLAVE_WORKER_TRANSFORMER_GROUP_H_
+#ifndef CONCLAVE_WORKER_METERED_COMMUNICATOR_H_
+#define CONCLAVE_WORKER_METERED_COMMUNICATOR_H_
 
 // A communicator that counts the time and the bytes of the calls made through it.
 
@@ -44,4 +44,4 @@ class MeteredCommunicator final : public Communicator {
 
 }  // namespace conclave::worker
 
-#endif  // CONCLAVE_WORKER_TRANSFORMER_GROUP_H_
+#endif  // CONCLAVE_WORKER_METERED_COMMUNICATOR_H_
