@@ -257,8 +257,10 @@ struct CudaOptions {
   int max_sequences = 1;
   int block_tokens = 16;
   int max_step_tokens = 2048;  // rows of any step: sizes scratch memory
+  int max_expert_copies = 0;   // bound on ExpertTokens::max_copies; 0: max_step_tokens
   // Entries of all block tables of one step together; 0: room for max_sequences full contexts.
   int64_t max_step_blocks = 0;
+  int load_threads = 4;  // copy weights out of the file map
 };
 // FAILED_PRECONDITION whose message begins with the probe's reason ("arch_unsupported: ...") when
 // the kernels cannot run on that device; nothing is allocated there then.

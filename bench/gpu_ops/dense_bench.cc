@@ -1,18 +1,20 @@
 // The dense ops of a layer and the output at the shapes of gpt-oss-120b, beside their floors:
 //
-//   bazel build -c opt //bench/gpu_ops:dense_bench && bazel-bin/bench/gpu_ops/dense_bench
+//   bazel build -c opt //bench/gpu_ops:dense_bench && bazel-bin/bench/gpu_ops/dense_bench [ROWS...]
 
 #include <cuda_bf16.h>
 #include <fmt/format.h>
 
-#include <array>
-#include <functional>
+#include <algorithm>
+#include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "bench/gpu_ops/harness.h"
+#include "kernels/cuda/dense_lt.h"
 #include "kernels/cuda/dense_product.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/norm.h"
@@ -34,6 +36,8 @@ constexpr int64_t kVocab = 201088;
 constexpr int kExperts = 128;
 constexpr int kChoices = 4;
 constexpr int kMaxRows = 2048;
+constexpr int kCompared = 64;
+constexpr int kLogitRows = 256;  // of a tile
 constexpr int kCalls = 16;
 
 template <typename T>
@@ -77,11 +81,12 @@ class DenseBench {
  public:
   DenseBench()
       : product_(Must(cuda::DenseProduct::Create(kMaxRows, kHidden))),
+        library_(Must(cuda::DenseLt::Create())),
         x_(RandomBf16(kMaxRows * kHeadColumns, 1)),
         norm_(RandomBf16(kHidden, 1)),
         bias_(RandomBf16(kVocab, 0.02)),
         bias_f32_(Must(cuda::AllocateDevice(kVocab * 4))),
-        out_(Must(cuda::AllocateDevice(int64_t{256} * kVocab * 4))) {
+        out_(Must(cuda::AllocateDevice(int64_t{kLogitRows} * kVocab * 4))) {
     CheckCuda(cudaMemset(bias_f32_.memory.get(), 0, bias_f32_.bytes), "cudaMemset");
   }
 
@@ -117,10 +122,25 @@ class DenseBench {
       });
       const double n = static_cast<double>(shape.n);
       const double k = static_cast<double>(shape.k);
-      PrintRow(shape.name, fmt::format("{} rows", rows), us,
-               {.bytes = n * k * 2 + rows * (k * 2 + n * static_cast<double>(SizeOf(shape.out))),
-                .flops = 2.0 * rows * n * k});
+      const OpCost cost = {
+          .bytes = n * k * 2 + rows * (k * 2 + n * static_cast<double>(SizeOf(shape.out))),
+          .flops = 2.0 * rows * n * k};
+      PrintRow(shape.name, fmt::format("{} rows", rows), us, cost);
+      if (rows <= kCompared) RunLibrary(shape, weights, rows, cost);
     }
+  }
+
+  // The product alone by cuBLASLt, where our own kernel is used or near.
+  void RunLibrary(const Shape& shape, const std::vector<Buffer>& weights, int rows,
+                  const OpCost& cost) {
+    const double us = timer_.Median(shape.sets == 1 ? 2 : kCalls, [&](int call, cudaStream_t s) {
+      const cuda::DenseSegment segment = {.weight = As<__nv_bfloat16>(weights[call % shape.sets]),
+                                          .rows = shape.n,
+                                          .row_stride = shape.k};
+      const cuda::DenseInput input = {.x = As<__nv_bfloat16>(x_), .rows = rows, .cols = shape.k};
+      Must(library_->Multiply(segment, input, {out_.memory.get(), shape.out, shape.n}, s));
+    });
+    PrintRow("  cuBLASLt, no norm or bias", fmt::format("{} rows", rows), us, cost);
   }
 
   void RunRouter(const std::vector<int>& all_rows) {
@@ -195,10 +215,11 @@ class DenseBench {
  private:
   GpuTimer timer_;
   std::unique_ptr<cuda::DenseProduct> product_;
+  std::unique_ptr<cuda::DenseLt> library_;
   Buffer x_, norm_, bias_, bias_f32_, out_;
 };
 
-int Main() {
+int Main(int argc, char** argv) {
   const kernels::CudaProbe probe = kernels::ProbeCuda(0);
   if (!probe.reason.empty()) {
     std::printf("skipped: %s: %s\n", probe.reason.c_str(), probe.message.c_str());
@@ -206,23 +227,21 @@ int Main() {
   }
   PrintHeader("dense ops, 120b shapes");
   DenseBench bench;
-  const std::vector<int> rows = {1, 2, 4, 8, 16, 17, 32, 64, 128, 256, 512, 1024, 2048};
+  std::vector<int> rows = {1, 2, 4, 8, 16, 17, 32, 64, 128, 256, 512, 1024, 2048};
+  if (argc > 1) rows.clear();
+  for (int i = 1; i < argc; ++i) rows.push_back(std::clamp(std::atoi(argv[i]), 1, kMaxRows));
+  std::vector<int> logit_rows;
+  std::copy_if(rows.begin(), rows.end(), std::back_inserter(logit_rows),
+               [](int count) { return count <= kLogitRows; });
   bench.Run({"norm+qkv", kQkvRows, kHidden, DType::kBf16, true, true, 8, rows});
   bench.Run({"o_proj", kHidden, kHeadColumns, DType::kF32, false, true, 8, rows});
   bench.RunRouter(rows);
-  bench.RunResidual({1, 8, 32, 128, 2048});
-  bench.Run({"norm+lm_head",
-             kVocab,
-             kHidden,
-             DType::kF32,
-             true,
-             false,
-             1,
-             {1, 2, 4, 8, 16, 17, 32, 64, 128, 256}});
+  bench.RunResidual(rows);
+  bench.Run({"norm+lm_head", kVocab, kHidden, DType::kF32, true, false, 1, logit_rows});
   return 0;
 }
 
 }  // namespace
 }  // namespace conclave::bench
 
-int main() { return conclave::bench::Main(); }
+int main(int argc, char** argv) { return conclave::bench::Main(argc, argv); }

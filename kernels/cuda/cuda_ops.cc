@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/router.h"
 
 namespace conclave::kernels {
 
@@ -43,6 +44,11 @@ absl::Status CheckShape(const model::Config& config, const CudaOptions& options)
         fmt::format("shape_unsupported: KV blocks of {} tokens, the kernels have {}",
                     options.block_tokens, kKvBlockTokens));
   }
+  if (config.num_experts > kMaxRoutedExperts || config.experts_per_token > kMaxRouteChoices) {
+    return absl::FailedPreconditionError(fmt::format(
+        "shape_unsupported: {} experts, {} for a token: at most {} and {}", config.num_experts,
+        config.experts_per_token, kMaxRoutedExperts, kMaxRouteChoices));
+  }
   return absl::OkStatus();
 }
 
@@ -59,7 +65,14 @@ CudaOps::CudaOps(const model::Config& config, int kv_heads, const CudaOptions& o
       attention_shape_{.heads = kv_heads * (config.num_heads / config.num_kv_heads),
                        .kv_heads = kv_heads,
                        .head_dim = config.head_dim,
-                       .window = config.sliding_window} {}
+                       .window = config.sliding_window},
+      expert_shape_{.hidden = config.hidden_size,
+                    .intermediate = config.intermediate_size,
+                    .num_experts = config.num_experts,
+                    .experts_per_token = config.experts_per_token,
+                    .swiglu_limit = static_cast<float>(config.swiglu_limit),
+                    .swiglu_alpha = static_cast<float>(config.swiglu_alpha)},
+      load_pool_(options.load_threads) {}
 
 absl::StatusOr<std::unique_ptr<CudaOps>> CudaOps::Create(const model::Config& config, int kv_heads,
                                                          const CudaOptions& options) {
@@ -105,6 +118,9 @@ absl::Status CudaOps::Allocate(const model::Config& config, const CudaOptions& o
   constexpr int kTileRows = 256;
   ASSIGN_OR_RETURN(dense_,
                    DenseProduct::Create(std::max(options.max_step_tokens, kTileRows), hidden_));
+  const int copies =
+      options.max_expert_copies > 0 ? options.max_expert_copies : options.max_step_tokens;
+  ASSIGN_OR_RETURN(experts_, ExpertKernels::Make(expert_shape_, copies));
   ASSIGN_OR_RETURN(bounce_, AllocatePinned(kBounceBytes));
   ASSIGN_OR_RETURN(last_sampled_, Allocate(options.max_sequences * SizeOf(DType::kI32)));
   ASSIGN_OR_RETURN(router_logits_,
@@ -187,6 +203,7 @@ void CudaOps::BeginStep(const StepBatch& batch) {
 
 absl::Status CudaOps::Finish() {
   Keep(ToStatus(cudaStreamSynchronize(stream_), "the step's kernels"));
+  cudaGetLastError();  // a failure that was kept is not found again by the next Check
   return std::exchange(status_, absl::OkStatus());
 }
 

@@ -13,12 +13,16 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/thread_pool.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/dense_product.h"
+#include "kernels/cuda/experts.h"
 #include "kernels/cuda/rope.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/cuda/step_stage.h"
 #include "kernels/cuda/step_view.h"
 #include "kernels/cuda/weight_memory.h"
@@ -102,12 +106,16 @@ class CudaOps final : public Ops {
   const int max_step_tokens_;
   const int max_sequences_;
   const AttentionShape attention_shape_;
+  const ExpertShape expert_shape_;
 
   absl::Status status_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<WeightMemory> weights_;
   std::unique_ptr<StepStage> stage_;
   std::unique_ptr<DenseProduct> dense_;
+  base::ThreadPool load_pool_;
+  ExpertStaging expert_staging_;
+  std::unique_ptr<ExpertKernels> experts_;
   StepView view_;
   Buffer bounce_;         // page-locked, for small reads
   Buffer last_sampled_;   // i32 [max_sequences]
@@ -116,6 +124,7 @@ class CudaOps final : public Ops {
   RopeTable rope_;
   Buffer attention_memory_;
   AttentionWorkspace attention_;
+  std::vector<SampleRow> sample_rows_;  // scratch of Sample
 };
 
 }  // namespace conclave::kernels::cuda

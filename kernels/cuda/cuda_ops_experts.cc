@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/status_macros.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/norm.h"
@@ -44,6 +45,28 @@ void CudaOps::ResidualNormRoute(const RouterWeights& weights, Tensor partial, Te
     ChooseExperts(logits, a.forced, rows, num_experts_, a.k, a.expert_ids, a.weights, stream_);
   }
   Check("ResidualNormRoute");
+}
+
+absl::StatusOr<std::unique_ptr<ExpertWeights>> CudaOps::LoadExperts(
+    std::span<const HostExpert> experts) {
+  ASSIGN_OR_RETURN(std::unique_ptr<ExpertWeights> loaded,
+                   LoadExpertWeights(expert_shape_, experts, load_pool_, expert_staging_));
+  return loaded;
+}
+
+void CudaOps::ExpertGateUp(const ExpertWeights& experts, const ExpertTokens& tokens,
+                           Tensor activations) {
+  if (failed()) return;
+  experts_->GateUp(static_cast<const CudaExpertWeights&>(experts), tokens, activations, stream_);
+  Check("ExpertGateUp");
+}
+
+void CudaOps::ExpertDown(const ExpertWeights& experts, const ExpertTokens& tokens,
+                         Tensor activations, Tensor partial) {
+  if (failed()) return;
+  experts_->Down(static_cast<const CudaExpertWeights&>(experts), tokens, activations, partial,
+                 stream_);
+  Check("ExpertDown");
 }
 
 void CudaOps::AddResidual(Tensor partial, Tensor x) {

@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/embedding.h"
+#include "kernels/cuda/sample.h"
 
 namespace conclave::kernels::cuda {
 
@@ -44,6 +45,31 @@ void CudaOps::JoinColumns(std::span<const Tensor> blocks, Tensor out) {
   }
   CONCLAVE_CHECK(first == pitch);
   Check("JoinColumns");
+}
+
+void CudaOps::Sample(Tensor logits, std::span<const SampleParams> params,
+                     const SampleOutput& output) {
+  static_assert(kTopLogprobs == kMaxLogprobs);
+  if (failed() || params.empty()) return;
+  CONCLAVE_CHECK(static_cast<int64_t>(params.size()) == logits.rows);
+  sample_rows_.clear();
+  for (const SampleParams& row : params) {
+    sample_rows_.push_back({.temperature = row.temperature,
+                            .top_k = row.top_k,
+                            .top_p = row.top_p,
+                            .min_p = row.min_p,
+                            .seed = row.seed,
+                            .position = row.position,
+                            .logprobs = row.logprobs});
+  }
+  const auto* device_rows = static_cast<const SampleRow*>(stage_->Put(
+      sample_rows_.data(), static_cast<int64_t>(sample_rows_.size() * sizeof(SampleRow)), stream_));
+  SampleRows(logits.as<float>(), static_cast<int>(logits.rows), static_cast<int>(logits.cols),
+             device_rows,
+             {output.tokens.as<int32_t>(), output.logprobs.as<float>(),
+              output.top_tokens.as<int32_t>(), output.top_logprobs.as<float>()},
+             stream_);
+  Check("Sample");
 }
 
 void CudaOps::StoreSampled(Tensor tokens, std::span<const int32_t> slots) {

@@ -40,6 +40,13 @@ Merged Merge(std::span<const DenseSegment> segments) {
   return out;
 }
 
+// The table in dense.h.
+int MaxStreamRows(std::span<const DenseSegment> segments, const DenseInput& input) {
+  int64_t weights = 0;
+  for (const DenseSegment& segment : segments) weights += segment.rows * input.cols;
+  return input.norm == nullptr || weights >= kManyWeights ? kStreamRows : kStreamNormRows;
+}
+
 DenseOutput Columns(const DenseOutput& output, int64_t first) {
   DenseOutput out = output;
   out.data = static_cast<std::byte*>(output.data) + first * SizeOf(output.dtype);
@@ -66,7 +73,7 @@ absl::Status DenseProduct::Run(std::span<const DenseSegment> segments, const Den
   if (input.rows == 0) return absl::OkStatus();
   const Merged merged = Merge(segments);
   const std::span<const DenseSegment> parts(merged.segments.data(), merged.count);
-  if (input.rows <= kStreamRows && CanStream(parts, input)) {
+  if (input.rows <= MaxStreamRows(parts, input) && CanStream(parts, input)) {
     StreamDense(parts, input, output, stream);
     return absl::OkStatus();
   }
@@ -90,7 +97,7 @@ absl::Status DenseProduct::Run(std::span<const DenseSegment> segments, const Den
 
 absl::Status DenseProduct::RunMany(const DenseSegment& segment, const DenseInput& input,
                                    const DenseOutput& output, cudaStream_t stream) {
-  if (input.rows > kStreamRows) {
+  if (input.rows > kStreamNormRows) {
     ASSIGN_OR_RETURN(const bool done, lt_->Multiply(segment, input, output, stream));
     if (done) return absl::OkStatus();
   }

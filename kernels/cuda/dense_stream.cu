@@ -31,9 +31,14 @@ constexpr int kMaxChunkCols = 1536;
 constexpr int kMaxStages = 16;
 constexpr int kWarps = kStageWarps;
 constexpr int kThreads = kStageThreads + 32;  // the last warp produces
-constexpr int64_t kSharedBytes = 227 * 1024;  // of a block, Hopper
-constexpr int64_t kHeaderBytes = 512;         // barriers, sums of squares
-constexpr int kSumsOffset = 2 * kMaxStages * 8;
+// Of a block: at most half a multiprocessor's, so that the next kernel's blocks find room and fill
+// their ring while this one still runs; all of it where half would leave too short a ring.
+constexpr int64_t kHalfSharedBytes = 113 * 1024;
+constexpr int64_t kSharedBytes = 227 * 1024;
+constexpr int kFewStages = 3;
+constexpr int64_t kHeaderBytes = 512;  // barriers, sums of squares
+constexpr int kNormBarrierOffset = 2 * kMaxStages * 8;
+constexpr int kSumsOffset = kNormBarrierOffset + 8;
 static_assert(kSumsOffset + kWarps * 4 <= kHeaderBytes);
 
 struct StreamParameters {
@@ -111,26 +116,39 @@ __device__ void Produce(const StreamParameters& p, const Ring& ring, int begin, 
 }
 
 // acc += x rows * weight rows of this warp's steps of one chunk. kHigh: there are more than 8 rows.
+// Operands of several steps are loaded before the first is used; the four sums run side by side.
 template <bool kHigh>
 __device__ void MultiplyChunk(const unsigned char* weights, int chunk_pitch, const unsigned char* x,
                               int x_pitch, int rows, int first_step, int steps,
-                              float (&acc)[2][4]) {
+                              float (&acc)[4][4]) {
+  constexpr int kBatch = kHigh ? 4 : 6;
+  constexpr uint4 kZero = {0, 0, 0, 0};
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int g = lane / 4;
   const int t = lane % 4;
   // Lanes past the last row repeat it; their products are dropped.
-  const unsigned char* low = x + min(g, rows - 1) * x_pitch + t * 16;
-  const unsigned char* high = x + min(g + 8, rows - 1) * x_pitch + t * 16;
+  const unsigned char* low = x + min(g, rows - 1) * x_pitch + t * 16 + first_step * kStepBytes;
+  const unsigned char* high = x + min(g + 8, rows - 1) * x_pitch + t * 16 + first_step * kStepBytes;
   weights += g * chunk_pitch + t * 16;
-  for (int step = (warp - first_step) & (kWarps - 1); step < steps; step += kWarps) {
-    const uint4 b = *reinterpret_cast<const uint4*>(weights + step * kStepBytes);
-    const int64_t offset = int64_t{first_step + step} * kStepBytes;
-    const uint4 a = *reinterpret_cast<const uint4*>(low + offset);
-    uint4 c = {0, 0, 0, 0};
-    if (kHigh) c = *reinterpret_cast<const uint4*>(high + offset);
-    MmaBf16(acc[0], a.x, c.x, a.y, c.y, b.x, b.y);
-    MmaBf16(acc[1], a.z, c.z, a.w, c.w, b.z, b.w);
+  for (int begin = (warp - first_step) & (kWarps - 1); begin < steps; begin += kBatch * kWarps) {
+    uint4 a[kBatch];
+    uint4 b[kBatch];
+    uint4 c[kHigh ? kBatch : 1];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int offset = (begin + i * kWarps) * kStepBytes;
+      const bool valid = begin + i * kWarps < steps;
+      a[i] = valid ? *reinterpret_cast<const uint4*>(low + offset) : kZero;
+      b[i] = valid ? *reinterpret_cast<const uint4*>(weights + offset) : kZero;
+      if (kHigh) c[i] = valid ? *reinterpret_cast<const uint4*>(high + offset) : kZero;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const uint4 d = kHigh ? c[kHigh ? i : 0] : kZero;
+      MmaBf16(acc[i % 2 * 2], a[i].x, d.x, a[i].y, d.y, b[i].x, b[i].y);
+      MmaBf16(acc[i % 2 * 2 + 1], a[i].z, d.z, a[i].w, d.w, b[i].z, b[i].w);
+    }
   }
 }
 
@@ -146,7 +164,11 @@ __device__ void Consume(const StreamParameters& p, const Ring& ring, const unsig
   const int cols = static_cast<int>(p.input.cols);
   RingPosition at;
   for (int index = begin; index < end; ++index) {
-    float acc[2][4] = {};
+    const Unit unit = FindUnit(p, index);
+    const int n = thread % kUnitRows;
+    const bool stores = thread < rows * kUnitRows && n < unit.rows;
+    const float bias = stores && unit.bias != nullptr ? ToFloat(unit.bias[n]) : 0;
+    float acc[4][4] = {};
     for (int chunk = 0; chunk < p.chunks; ++chunk, at.Next(p.stages)) {
       const int first = chunk * p.chunk_cols;
       BarrierWait(&ring.full[at.stage], at.pass & 1);
@@ -159,33 +181,43 @@ __device__ void Consume(const StreamParameters& p, const Ring& ring, const unsig
     // Two buffers: the barrier of the next unit keeps writers of the one after it away.
     float* sums = reduce + (index - begin) % 2 * kWarps * kSums;
     float* mine = sums + warp * kSums + lane / 4 * kUnitRows + lane % 4 * 2;
-    *reinterpret_cast<float2*>(mine) = {acc[0][0] + acc[1][0], acc[0][1] + acc[1][1]};
-    if (kHigh) {
-      *reinterpret_cast<float2*>(mine + 8 * kUnitRows) = {acc[0][2] + acc[1][2],
-                                                          acc[0][3] + acc[1][3]};
-    }
-    NamedBarrier(kStageBarrier, kStageThreads);
-    if (thread < rows * kUnitRows) {
-      const Unit unit = FindUnit(p, index);
-      const int n = thread % kUnitRows;
-      if (n < unit.rows) {
-        float sum = 0;
+    float sum[4];
 #pragma unroll
-        for (int i = 0; i < kWarps; ++i) sum += sums[i * kSums + thread];
-        if (unit.bias != nullptr) sum += ToFloat(unit.bias[n]);
-        Store(sum, static_cast<Out*>(p.out) + thread / kUnitRows * p.out_stride + unit.column + n);
-      }
-    }
+    for (int i = 0; i < 4; ++i) sum[i] = (acc[0][i] + acc[1][i]) + (acc[2][i] + acc[3][i]);
+    *reinterpret_cast<float2*>(mine) = {sum[0], sum[1]};
+    if (kHigh) *reinterpret_cast<float2*>(mine + 8 * kUnitRows) = {sum[2], sum[3]};
+    NamedBarrier(kStageBarrier, kStageThreads);
+    if (!stores) continue;
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) total += sums[i * kSums + thread];
+    Store(total + bias,
+          static_cast<Out*>(p.out) + thread / kUnitRows * p.out_stride + unit.column + n);
   }
 }
 
+// For StageRows.
+struct InputRows {
+  using Raw = uint4;
+  const uint4* x;
+  const int32_t* gather;
+  int vectors;
+  __device__ uint4 Load(int row, int vector) const {
+    const int64_t from = gather == nullptr ? row : gather[row];
+    return x[from * vectors + vector];
+  }
+  __device__ uint4 Finish(const uint4& raw, int, int) const { return raw; }
+};
+
 template <typename Out, bool kNorm, bool kHigh>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     StreamKernel(const __grid_constant__ StreamParameters p) {
   extern __shared__ __align__(128) unsigned char shared[];
   constexpr int kReduceBytes = 2 * kWarps * (kHigh ? 16 : 8) * kUnitRows * 4;
   auto* reduce = reinterpret_cast<float*>(shared + kHeaderBytes);
-  unsigned char* x = shared + kHeaderBytes + kReduceBytes;
+  auto* norm_here = reinterpret_cast<uint64_t*>(shared + kNormBarrierOffset);
+  unsigned char* norm = shared + kHeaderBytes + kReduceBytes;
+  unsigned char* x = norm + (kNorm ? NormBytes(p.input.cols) : 0);
   Ring ring;
   ring.full = reinterpret_cast<uint64_t*>(shared);
   ring.empty = ring.full + kMaxStages;
@@ -197,7 +229,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       BarrierInit(&ring.full[stage], 1);
       BarrierInit(&ring.empty[stage], kWarps);
     }
+    if (kNorm) BarrierInit(norm_here, 1);
     BarrierInitFence();
+    if (kNorm) {
+      const auto bytes = static_cast<uint32_t>(p.input.cols) * 2;
+      BarrierArriveExpect(norm_here, bytes);
+      BulkCopy(norm, p.input.norm, bytes, norm_here);
+    }
   }
   __syncthreads();
 
@@ -209,16 +247,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
   const int vectors = static_cast<int>(p.input.cols) / kVec;
-  if (kNorm) PrefetchL2(p.input.norm, vectors * 16, threadIdx.x, kStageThreads);
   PdlWait();
-  const auto* input = reinterpret_cast<const uint4*>(p.input.x);
-  const int32_t* gather = p.input.gather;
-  StageRows<kNorm>(p.input.rows, vectors, reinterpret_cast<const uint4*>(p.input.norm),
+  const InputRows source = {reinterpret_cast<const uint4*>(p.input.x), p.input.gather, vectors};
+  StageRows<kNorm>(p.input.rows, vectors, reinterpret_cast<const uint4*>(norm), norm_here,
                    p.input.epsilon, x, p.x_pitch, reinterpret_cast<float*>(shared + kSumsOffset),
-                   [&](int row, int vector) {
-                     const int64_t from = gather == nullptr ? row : gather[row];
-                     return input[from * vectors + vector];
-                   });
+                   source);
   Consume<Out, kHigh>(p, ring, x, reduce, begin, end);
 }
 
@@ -233,7 +266,7 @@ struct StreamLayout {
   int stages;
 };
 
-StreamLayout LayOut(int rows, int64_t cols) {
+StreamLayout LayOut(int rows, int64_t cols, bool norm) {
   StreamLayout out;
   out.chunks = static_cast<int>((cols + kMaxChunkCols - 1) / kMaxChunkCols);
   const int64_t even = (cols + out.chunks - 1) / out.chunks;
@@ -242,10 +275,14 @@ StreamLayout LayOut(int rows, int64_t cols) {
   out.chunk_pitch = SharedPitch(int64_t{out.chunk_cols} * 2);
   out.x_pitch = SharedPitch(cols * 2);
   const int64_t reduce_bytes = 2 * kWarps * (rows > 8 ? 16 : 8) * kUnitRows * 4;
-  out.fixed_bytes = kHeaderBytes + reduce_bytes + rows * out.x_pitch;
+  out.fixed_bytes = kHeaderBytes + reduce_bytes + (norm ? NormBytes(cols) : 0) + rows * out.x_pitch;
   out.stage_bytes = kUnitRows * out.chunk_pitch;
-  out.stages = static_cast<int>(
-      std::min<int64_t>(kMaxStages, (kSharedBytes - out.fixed_bytes) / out.stage_bytes));
+  const auto stages = [&](int64_t bytes) {
+    return static_cast<int>(
+        std::min<int64_t>(kMaxStages, (bytes - out.fixed_bytes) / out.stage_bytes));
+  };
+  out.stages = stages(kHalfSharedBytes);
+  if (out.stages < kFewStages) out.stages = stages(kSharedBytes);
   return out;
 }
 
@@ -281,7 +318,7 @@ bool CanStream(std::span<const DenseSegment> segments, const DenseInput& input) 
   for (const DenseSegment& segment : segments) {
     if (!Aligned(segment.weight) || segment.row_stride % kVec != 0) return false;
   }
-  return LayOut(std::min(input.rows, kStreamRows), input.cols).stages >= 2;
+  return LayOut(std::min(input.rows, kStreamRows), input.cols, input.norm != nullptr).stages >= 2;
 }
 
 void StreamDense(std::span<const DenseSegment> segments, const DenseInput& input,
@@ -299,7 +336,7 @@ void StreamDense(std::span<const DenseSegment> segments, const DenseInput& input
   const int units = p.unit_begin[p.num_segments];
   if (units == 0 || input.rows == 0) return;
   const int grid = std::min(units, NumMultiprocessors());
-  const StreamLayout layout = LayOut(input.rows, input.cols);
+  const StreamLayout layout = LayOut(input.rows, input.cols, input.norm != nullptr);
   p.input = input;
   p.out = output.data;
   p.out_stride = output.row_stride;

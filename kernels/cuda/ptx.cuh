@@ -89,6 +89,10 @@ __device__ inline uint32_t ClusterRank() {
 __device__ inline void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 }
+// Orders nothing but what the barrier itself does: for blocks that have only read.
+__device__ inline void ClusterArriveRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
 __device__ inline void ClusterWait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
 // Writes to the same place in the shared memory of the cluster's block `rank`.

@@ -4,7 +4,7 @@
 // The router: which experts a row goes to, and with what weights.
 //
 //   rows        launches
-//   1..128      1: FusedRoute, if the experts are at most 128
+//   1..64       1: FusedRoute, if the experts are at most 128
 //   more        3: ResidualNormRows (norm.h), a dense product, ChooseExperts
 //
 // The choice: the k largest logits in falling order, ties to the lower id, a logit that is not a
@@ -18,8 +18,11 @@
 
 namespace conclave::kernels::cuda {
 
-inline constexpr int kFusedRouteRows = 128;
+inline constexpr int kFusedRouteRows = 64;
 inline constexpr int kFusedRouteExperts = 128;
+// Limits of every path.
+inline constexpr int kMaxRoutedExperts = 1024;
+inline constexpr int kMaxRouteChoices = 32;
 
 struct RouteArguments {
   const float* partial = nullptr;  // [rows, hidden]

@@ -16,6 +16,11 @@ __host__ __device__ constexpr int64_t SharedPitch(int64_t bytes) {
   return bytes % 128 == 64 ? bytes : bytes + 64;
 }
 
+// Shared memory of the norm's weight; the rows after it stay aligned.
+__host__ __device__ constexpr int64_t NormBytes(int64_t cols) {
+  return (cols * 2 + 127) / 128 * 128;
+}
+
 inline constexpr int kStageWarps = 8;
 inline constexpr int kStageThreads = kStageWarps * 32;
 inline constexpr int kStageBarrier = 1;  // NamedBarrier of the staging warps
@@ -40,67 +45,58 @@ __device__ inline uint4 ScaleRow(const uint4& packed, float scale, const uint4& 
   return Pack(values);
 }
 
-// Brings a weight vector nearer while the kernel before this one still runs.
-__device__ inline void PrefetchL2(const void* memory, int bytes, int thread, int threads) {
-  constexpr int kLine = 128;
-  for (int at = thread * kLine; at < bytes; at += threads * kLine) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(memory) + at));
-  }
-}
-
 // Called by the kStageThreads threads of warps 0..7. Row r < rows, vector v < vectors of the result
-// at shared + r * pitch + 16 v; load(r, v) gives it before the norm. `sums` has a float per warp.
-// One row is spread over 8 warps, two over 4 each, up to four over 2, more over one each.
-template <bool kNorm, typename Load>
-__device__ void StageRows(int rows, int vectors, const uint4* weight, float epsilon,
-                          unsigned char* shared, int64_t pitch, float* sums, const Load& load) {
-  constexpr int kBatch = 4;  // loads in flight
+// at shared + r * pitch + 16 v; source.Finish(source.Load(r, v), r, v) gives it before the norm,
+// where Load only loads, so that many are in flight. `weight` is in shared memory once the first
+// phase of `weight_here` is complete. `sums` has a float per warp. One row is spread over 8 warps,
+// two over 4 each, up to four over 2, more over one each.
+template <bool kNorm, typename Source>
+__device__ void StageRows(int rows, int vectors, const uint4* weight, uint64_t* weight_here,
+                          float epsilon, unsigned char* shared, int64_t pitch, float* sums,
+                          const Source& source) {
+  // Loads in flight. More would be more code, and code that runs once is fetched as slowly as data.
+  constexpr int kBatch = 6;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int share = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
-  const int begin = warp % share * 32 + lane;
+  const int shift = rows == 1 ? 3 : rows == 2 ? 2 : rows <= 4 ? 1 : 0;
+  const int share = 1 << shift;  // warps of a row
+  const int begin = (warp & (share - 1)) * 32 + lane;
   const int step = 32 * share;
   for (int first = 0; first < rows; first += kStageWarps / share) {
-    const int row = first + warp / share;
+    const int row = first + (warp >> shift);
     const int limit = row < rows ? vectors : 0;
     uint4* to = reinterpret_cast<uint4*>(shared + row * pitch);
     float sum = 0;
     for (int base = begin; base < limit; base += kBatch * step) {
-      uint4 held[kBatch];
+      typename Source::Raw raw[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (base + i * step < limit) held[i] = load(row, base + i * step);
+        if (base + i * step < limit) raw[i] = source.Load(row, base + i * step);
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (base + i * step >= limit) continue;
-        to[base + i * step] = held[i];
-        if (kNorm) sum += SumSquares(held[i]);
+        if (base + i * step >= limit) break;
+        const uint4 value = source.Finish(raw[i], row, base + i * step);
+        to[base + i * step] = value;
+        if (kNorm) sum += SumSquares(value);
       }
     }
     if (!kNorm) continue;
-    sum = WarpSum(sum);
-    if (lane == 0) sums[warp] = sum;
-    if (share > 1) {
+    float total = WarpSum(sum);
+    if (share > 1) {  // then there is one pass
+      if (lane == 0) sums[warp] = total;
       NamedBarrier(kStageBarrier, kStageThreads);
-    } else {
-      __syncwarp();
+      const float* parts = sums + ((warp >> shift) << shift);
+      total = 0;
+#pragma unroll
+      for (int i = 0; i < kStageWarps; ++i) {
+        if (i < share) total += parts[i];
+      }
     }
-    float total = 0;
-    for (int i = 0; i < share; ++i) total += sums[warp / share * share + i];
     const float scale = rsqrtf(total / static_cast<float>(vectors * kVec) + epsilon);
-    for (int base = begin; base < limit; base += kBatch * step) {
-      uint4 held[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (base + i * step < limit) held[i] = __ldg(weight + base + i * step);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int at = base + i * step;
-        if (at < limit) to[at] = ScaleRow(to[at], scale, held[i]);
-      }
-    }
+    BarrierWait(weight_here, 0);
+#pragma unroll 2
+    for (int at = begin; at < limit; at += step) to[at] = ScaleRow(to[at], scale, weight[at]);
   }
   NamedBarrier(kStageBarrier, kStageThreads);
 }

@@ -3,53 +3,62 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/bf16.cuh"
+
 namespace conclave::kernels::cuda {
 
-// Orders logits as unsigned numbers: falling logit, then rising id; not-a-number below everything.
-// -0 counts as +0.
-__device__ inline uint64_t ExpertKey(float logit, int id) {
-  uint32_t order = 0;
-  if (logit == logit) {
-    const uint32_t bits = __float_as_uint(logit + 0.0f);
-    order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  }
-  return uint64_t{order} << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(id));
-}
-
-__device__ inline uint64_t WarpMax(uint64_t value) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const uint64_t other = __shfl_xor_sync(0xFFFFFFFFu, value, offset);
-    value = other > value ? other : value;
-  }
-  return value;
+// Logits as unsigned numbers of the same order, from 1; not-a-number is 1. -0 counts as +0.
+__device__ inline uint32_t LogitOrder(float logit) {
+  if (logit != logit) return 1;
+  const uint32_t bits = __float_as_uint(logit + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 // One row's choice by one warp; the contract is router.h's. `logits` [experts] in shared or global
-// memory, written before by this warp or before a barrier. forced: this row's, or null.
-__device__ inline void TopExperts(const float* logits, const int32_t* forced, int experts, int k,
-                                  int32_t* expert_ids, float* weights) {
+// memory, written before a barrier; at most kHeld * 32 experts and 32 choices. forced: this row's,
+// or null.
+template <int kHeld>
+__device__ void TopExperts(const float* logits, const int32_t* forced, int experts, int k,
+                           int32_t* expert_ids, float* weights) {
+  constexpr unsigned kAll = 0xFFFFFFFFu;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  // The best that comes after the last choice: no marks, so any number of experts does.
-  uint64_t last = ~uint64_t{0};
-  float maximum = -INFINITY;
-  for (int j = 0; j < k; ++j) {
-    uint64_t best = 0;
-    for (int e = lane; e < experts; e += 32) {
-      const uint64_t key = ExpertKey(logits[e], e);
-      if (key < last && key > best) best = key;
-    }
-    last = WarpMax(best);
-    int id = static_cast<int>(0xFFFFFFFFu - static_cast<uint32_t>(last));
-    if (forced != nullptr && forced[j] >= 0) id = forced[j];
-    if (lane == 0) expert_ids[j] = id;
-    maximum = fmaxf(maximum, logits[id]);
+  uint32_t order[kHeld];  // of expert lane + 32 i; 0: none, or chosen
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int e = lane + 32 * i;
+    order[i] = e < experts ? LogitOrder(logits[e]) : 0;
   }
-  __syncwarp();
-  if (lane != 0) return;
-  float sum = 0;
-  for (int j = 0; j < k; ++j) sum += weights[j] = expf(logits[expert_ids[j]] - maximum);
-  for (int j = 0; j < k; ++j) weights[j] /= sum;
+  const int wanted = forced != nullptr && lane < k ? forced[lane] : -1;
+  int chosen = 0;  // choice `lane`
+  for (int j = 0; j < k; ++j) {
+    uint32_t best = order[0];
+#pragma unroll
+    for (int i = 1; i < kHeld; ++i) best = max(best, order[i]);
+    best = __reduce_max_sync(kAll, best);
+    uint32_t id = kAll;
+#pragma unroll
+    for (int i = kHeld - 1; i >= 0; --i) {
+      if (order[i] == best) id = static_cast<uint32_t>(lane + 32 * i);
+    }
+    id = __reduce_min_sync(kAll, id);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (id == static_cast<uint32_t>(lane + 32 * i)) order[i] = 0;
+    }
+    if (lane == j) chosen = static_cast<int>(id);
+  }
+  if (wanted >= 0) chosen = wanted;
+  const float logit = lane < k ? logits[chosen] : -INFINITY;
+  float maximum = logit;
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    maximum = fmaxf(maximum, __shfl_xor_sync(kAll, maximum, offset));
+  }
+  const float power = lane < k ? expf(logit - maximum) : 0;
+  const float sum = WarpSum(power);
+  if (lane >= k) return;
+  expert_ids[lane] = chosen;
+  weights[lane] = power / sum;
 }
 
 }  // namespace conclave::kernels::cuda
