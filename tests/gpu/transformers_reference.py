@@ -123,6 +123,7 @@ def main():
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.set_float32_matmul_precision("highest")
+    transformers.utils.logging.disable_progress_bar()
     with open(args.cases, encoding="utf-8") as file:
         cases = json.load(file)
     os.makedirs(args.output, exist_ok=True)
