@@ -33,7 +33,7 @@ _HOT_COPTS = select({
 })
 
 _RUNTIME = select({
-    "//bazel:tsan": ["//bazel/tsan:abseil"],
+    "//bazel:tsan": ["//bazel/tsan:edges"],
     "//conditions:default": [],
 })
 

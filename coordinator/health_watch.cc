@@ -35,6 +35,9 @@ HealthWatch::~HealthWatch() {
 void HealthWatch::Publish() {
   const bool ready = ready_();
   const bool live = live_();
+  // Watchers hear of every SetServingStatus, of those too that change nothing.
+  if (published_ == std::pair(ready, live)) return;
+  published_ = {ready, live};
   for (grpc::Server* server : servers_) {
     grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
     health->SetServingStatus("", ready);

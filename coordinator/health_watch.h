@@ -5,7 +5,9 @@
 // done or could be, "liveness" whether the control loop answers.
 
 #include <functional>
+#include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
@@ -32,6 +34,7 @@ class HealthWatch {
   std::vector<grpc::Server*> servers_;
   std::function<bool()> ready_;
   std::function<bool()> live_;
+  std::optional<std::pair<bool, bool>> published_;  // ready, live
   absl::Notification stopped_;
   std::thread thread_;
 };

@@ -30,11 +30,15 @@ absl::StatusOr<std::unique_ptr<HealthListener>> HealthListener::Start(const std:
                     address));
   }
   grpc::HealthCheckServiceInterface* health = listener->server_->GetHealthCheckService();
-  health->SetServingStatus(alive());
-  listener->watcher_ =
-      std::thread([health, alive = std::move(alive), interval, &stopped = listener->stopped_] {
-        while (!stopped.WaitForNotificationWithTimeout(interval)) health->SetServingStatus(alive());
-      });
+  bool was_alive = alive();
+  health->SetServingStatus(was_alive);
+  listener->watcher_ = std::thread([health, was_alive, alive = std::move(alive), interval,
+                                    &stopped = listener->stopped_]() mutable {
+    while (!stopped.WaitForNotificationWithTimeout(interval)) {
+      // Watchers hear of every call, of those too that change nothing.
+      if (alive() != was_alive) health->SetServingStatus(was_alive = !was_alive);
+    }
+  });
   return listener;
 }
 

@@ -1,19 +1,22 @@
-// Tells ThreadSanitizer of the happens-before edges that abseil's locks make. Debian's abseil is
-// not instrumented, and it sleeps by futex, which ThreadSanitizer does not see: without this file
-// every field that an absl::Mutex guards looks like a race. Linked into every program by
+// Tells ThreadSanitizer of the happens-before edges that abseil's locks and gRPC's completion
+// queues make. Debian's libraries are not instrumented, and abseil sleeps by futex, which
+// ThreadSanitizer does not see: without this file every field that an absl::Mutex guards looks like
+// a race, and so does every object that gRPC hands to the next thread. Linked into every program by
 // --config=tsan.
 //
-// The functions below stand before those of libabsl_synchronization.so in the order of symbol
-// lookup, for our calls and for those of gRPC. Each passes on to the real one. While that runs,
-// accesses of this thread are not recorded: it evaluates other threads' Conditions, holding their
+// The functions below stand before those of the shared libraries in the order of symbol lookup, for
+// our calls and for gRPC's own. Each passes on to the real one. While a lock's function runs,
+// accesses of its thread are not recorded: it evaluates other threads' Conditions, holding their
 // mutex in a way that shows nowhere.
 
 #include <dlfcn.h>
+#include <grpc/grpc.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <type_traits>
 
+#include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 
@@ -43,7 +46,8 @@ class Unrecorded {
 void* Next(const char* symbol) {
   void* const found = dlsym(RTLD_NEXT, symbol);
   if (found != nullptr) return found;
-  std::fprintf(stderr, "bazel/tsan: no %s in this abseil: correct its name in abseil.cc\n", symbol);
+  std::fprintf(stderr, "bazel/tsan: no %s in these libraries: correct its name in edges.cc\n",
+               symbol);
   std::abort();
 }
 
@@ -154,5 +158,45 @@ bool Notification::WaitForNotificationWithTimeout(Duration timeout) const {
   return notified;
 }
 
+bool BlockingCounter::DecrementCount() {
+  CONCLAVE_REAL(bool(BlockingCounter*), "4absl7debian315BlockingCounter14DecrementCountEv");
+  __tsan_release(this);
+  return real(this);
+}
+
+void BlockingCounter::Wait() {
+  CONCLAVE_REAL(void(BlockingCounter*), "4absl7debian315BlockingCounter4WaitEv");
+  real(this);
+  __tsan_acquire(this);
+}
+
 ABSL_NAMESPACE_END
 }  // namespace absl
+
+// A batch of operations begins with all that its thread did before, and whoever takes its
+// completion from the queue sees that.
+grpc_call_error grpc_call_start_batch(grpc_call* call, const grpc_op* ops, size_t count, void* tag,
+                                      void* reserved) {
+  static const auto real =
+      reinterpret_cast<decltype(&grpc_call_start_batch)>(Next("grpc_call_start_batch"));
+  __tsan_release(tag);
+  return real(call, ops, count, tag, reserved);
+}
+
+grpc_event grpc_completion_queue_next(grpc_completion_queue* queue, gpr_timespec deadline,
+                                      void* reserved) {
+  static const auto real =
+      reinterpret_cast<decltype(&grpc_completion_queue_next)>(Next("grpc_completion_queue_next"));
+  const grpc_event event = real(queue, deadline, reserved);
+  if (event.type == GRPC_OP_COMPLETE) __tsan_acquire(event.tag);
+  return event;
+}
+
+grpc_event grpc_completion_queue_pluck(grpc_completion_queue* queue, void* tag,
+                                       gpr_timespec deadline, void* reserved) {
+  static const auto real =
+      reinterpret_cast<decltype(&grpc_completion_queue_pluck)>(Next("grpc_completion_queue_pluck"));
+  const grpc_event event = real(queue, tag, deadline, reserved);
+  if (event.type == GRPC_OP_COMPLETE) __tsan_acquire(tag);
+  return event;
+}
