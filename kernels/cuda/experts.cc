@@ -22,9 +22,6 @@ struct StreamRow {
   StreamOptions down;
 };
 constexpr StreamRow kStreamTable[] = {
-    {6,
-     {.token_blocks = 2, .warp_chunks = 3, .stages = 4},
-     {.token_blocks = 2, .warp_chunks = 3, .stages = 4}},
     {12,
      {.token_blocks = 2, .warp_chunks = 3, .stages = 4},
      {.token_blocks = 2, .warp_chunks = 3, .stages = 4}},

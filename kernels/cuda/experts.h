@@ -13,9 +13,7 @@
 // valid and routing even (max_copies * k / experts):
 //
 //   MXFP4, tokens per expert   kernel
-//   .. 3                       stream, 8 tokens of an expert at a time        (expert_stream.h)
-//   .. 6                       stream, 16
-//   .. 12                      stream, 24
+//   .. 12                      stream, 16 tokens of an expert at a time       (expert_stream.h)
 //   more, or > 1,024 pairs     tile                                           (expert_tile.h)
 //   or sizes stream refuses
 //   dense bf16                 dense                                          (expert_dense.h)
