@@ -42,8 +42,9 @@ class GetCall final : public grpc::ServerUnaryReactor {
   };
 
   void Settle(absl::StatusOr<std::string> value) {
-    if (value.ok()) response_.set_value(*std::move(value));
-    Finish(base::ToGrpc(value.status()));
+    if (!value.ok()) return Finish(base::ToGrpc(value.status()));
+    response_.set_value(*std::move(value));
+    Finish(grpc::Status::OK);
   }
 
   Rendezvous& rendezvous_;

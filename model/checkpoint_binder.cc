@@ -37,8 +37,8 @@ class Binder {
     Fail(fmt::format("{}: tensor {} is there, but {}", view->file, name, why));
   }
 
-  void Fail(std::string message) {
-    if (status_.ok()) status_ = absl::InvalidArgumentError(std::move(message));
+  void Fail(const std::string& message) {
+    if (status_.ok()) status_ = absl::InvalidArgumentError(message);
   }
   const absl::Status& status() const { return status_; }
 

@@ -97,7 +97,7 @@ absl::StatusOr<CheckpointFiles> CheckpointFiles::OpenIndex(const std::string& di
   for (const auto& [tensor, file] : weight_map) {
     auto [shard, is_new] = shards.try_emplace(file);
     if (is_new) {
-      auto opened = SafetensorsFile::Open(dir + "/" + file);
+      auto opened = SafetensorsFile::Open(fmt::format("{}/{}", dir, file));
       if (!opened.ok()) {
         return absl::InvalidArgumentError(fmt::format("{}: a file it names cannot be used: {}",
                                                       path,

@@ -85,7 +85,7 @@ std::vector<float> RopeInverseFrequencies(const Rope& rope, int head_dim);
 // rope_parameters; num_experts_per_tok or experts_per_token), or original/config.json.
 // `source` names the file in errors. INVALID_ARGUMENT names the field that is missing, of the wrong
 // kind, out of range or in contradiction with another.
-absl::StatusOr<Config> ParseConfig(std::string_view json, std::string_view source);
+absl::StatusOr<Config> ParseConfig(std::string_view text, std::string_view source);
 
 // Reads `dir`/config.json (or `dir`/original/config.json when the former is absent) and takes the
 // end tokens of `dir`/generation_config.json when there is one. original/config.json names no

@@ -95,7 +95,7 @@ ProblemType ReadProblemType(FieldReader& fields) {
 }
 
 std::string ReadFingerprint(FieldReader& fields) {
-  const std::string text = fields.OptionalString("backbone_fingerprint").value_or("");
+  std::string text = fields.OptionalString("backbone_fingerprint").value_or("");
   const bool hex = text.find_first_not_of("0123456789abcdef") == std::string::npos;
   if (!text.empty() && (text.size() != 16 || !hex)) {
     fields.Fail("backbone_fingerprint", "is not 16 hexadecimal digits in lower case");

@@ -132,6 +132,7 @@ absl::Status MappedFile::AddTensor(const SafetensorsEntry& entry, std::span<cons
 absl::Status MappedFile::CheckCover(const std::vector<SafetensorsEntry>& entries,
                                     uint64_t data_bytes) const {
   std::vector<const SafetensorsEntry*> sorted;
+  sorted.reserve(entries.size());
   for (const SafetensorsEntry& entry : entries) sorted.push_back(&entry);
   std::sort(sorted.begin(), sorted.end(), [](const auto* a, const auto* b) {
     return a->begin != b->begin ? a->begin < b->begin : a->end < b->end;

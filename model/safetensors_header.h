@@ -24,7 +24,7 @@ struct SafetensorsEntry {
 // In the order of the header; `__metadata__` is checked and left out. INVALID_ARGUMENT when the
 // JSON is malformed, a tensor or a field of one is given twice, missing, unknown or of the wrong
 // kind.
-absl::StatusOr<std::vector<SafetensorsEntry>> ParseSafetensorsHeader(std::string_view json);
+absl::StatusOr<std::vector<SafetensorsEntry>> ParseSafetensorsHeader(std::string_view text);
 
 }  // namespace conclave::model
 

@@ -19,7 +19,7 @@ namespace {
 
 using nlohmann::json;
 
-absl::Status Invalid(std::string message) { return absl::InvalidArgumentError(std::move(message)); }
+absl::Status Invalid(const std::string& message) { return absl::InvalidArgumentError(message); }
 
 // The member, or null when there is none. `object` may be anything.
 const json& Member(const json& object, const char* name) {

@@ -11,7 +11,7 @@
 namespace conclave::model {
 
 // INVALID_ARGUMENT names the field.
-absl::StatusOr<TokenizerSpec> ParseTokenizerJson(std::string_view json);
+absl::StatusOr<TokenizerSpec> ParseTokenizerJson(std::string_view text);
 
 }  // namespace conclave::model
 

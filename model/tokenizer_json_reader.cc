@@ -53,8 +53,8 @@ bool TokenizerJsonReader::IsModelMember(std::string_view name) const {
   return model_ != nullptr && open_.size() == 2 && open_.back() == model_ && key_ == name;
 }
 
-bool TokenizerJsonReader::Fail(std::string message) {
-  status_ = absl::InvalidArgumentError(std::move(message));
+bool TokenizerJsonReader::Fail(const std::string& message) {
+  status_ = absl::InvalidArgumentError(message);
   return false;
 }
 

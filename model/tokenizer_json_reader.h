@@ -22,7 +22,7 @@ class TokenizerJsonReader final : public nlohmann::json_sax<nlohmann::json> {
   explicit TokenizerJsonReader(BpeParts& parts) : parts_(parts) {}
 
   // INVALID_ARGUMENT with the place of the first error. Call once.
-  absl::Status Read(std::string_view json);
+  absl::Status Read(std::string_view text);
 
   // Everything else. "model" keeps its "vocab" and "merges", empty.
   const nlohmann::json& rest() const { return root_; }
@@ -48,7 +48,7 @@ class TokenizerJsonReader final : public nlohmann::json_sax<nlohmann::json> {
   nlohmann::json* Put(nlohmann::json value);
   bool PutScalar(nlohmann::json value);
   bool IsModelMember(std::string_view name) const;
-  bool Fail(std::string message);
+  bool Fail(const std::string& message);
   bool AddToken(int64_t id);
   bool AddSpacedMerge(std::string_view pair);
   bool AddMerge(std::string_view left, std::string_view right);

@@ -11,7 +11,6 @@
 namespace conclave::worker {
 namespace {
 
-using kernels::DType;
 using kernels::Tensor;
 
 // Blocks of one AllToAllV, in bytes.

@@ -39,7 +39,7 @@ struct Lanes {
 
 HWY_INLINE Lanes ZeroLanes() {
   Lanes out;
-  for (int p = 0; p < kParts; ++p) out.part[p] = hn::Zero(FloatTag());
+  for (FloatVec& part : out.part) part = hn::Zero(FloatTag());
   return out;
 }
 

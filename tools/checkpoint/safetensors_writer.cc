@@ -124,7 +124,7 @@ absl::Status WriteShards(const std::string& dir, std::vector<NewTensor> tensors,
     std::vector<NewTensor>& file = files[static_cast<size_t>(i)];
     const std::string name = ShardName(i, shards, numbers);
     for (const NewTensor& tensor : file) index["weight_map"][tensor.name] = name;
-    RETURN_IF_ERROR(WriteSafetensors(dir + "/" + name, std::move(file)));
+    RETURN_IF_ERROR(WriteSafetensors(fmt::format("{}/{}", dir, name), std::move(file)));
   }
   const std::string path = dir + "/model.safetensors.index.json";
   std::ofstream out(path, std::ios::trunc);
