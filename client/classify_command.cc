@@ -138,20 +138,20 @@ int Run(const Flags& flags) {
 
 }  // namespace
 
-void AddClassifyCommand(CLI::App& app, std::function<int()>* run) {
+void AddClassifyCommand(base::FlagSet& app, std::function<int()>* run) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand(kName, "Label a text, or each of its tokens");
-  AddServerFlags(*command, &flags->server);
+  base::FlagSet& command = app.AddCommand(kName, "Label a text, or each of its tokens");
+  AddServerFlags(command, &flags->server);
   command
-      ->add_option("--head", flags->head,
-                   "Classification head by name; may be left out when the server has just one")
-      ->type_name("NAME");
-  AddPromptFlags(*command, "--text", &flags->prompt);
-  command->add_flag("--json", flags->json, "Print one JSON object instead of a table");
-  command->footer(
+      .Add("--head", &flags->head,
+           "Classification head by name; may be left out when the server has just one")
+      .Type("NAME");
+  AddPromptFlags(command, "--text", &flags->prompt);
+  command.AddSwitch("--json", &flags->json, "Print one JSON object instead of a table");
+  command.SetFooter(
       "Example:\n"
       "  conclave classify --server 127.0.0.1:50051 --head sentiment --text 'A fine day'");
-  command->callback([flags, run] { *run = [flags] { return Run(*flags); }; });
+  command.OnParsed([flags, run] { *run = [flags] { return Run(*flags); }; });
 }
 
 }  // namespace conclave::client

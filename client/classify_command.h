@@ -3,13 +3,14 @@
 
 // conclave classify: labels a text, or each of its tokens, with a head of a server.
 
-#include <CLI/CLI.hpp>
 #include <functional>
+
+#include "base/flags.h"
 
 namespace conclave::client {
 
 // When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
-void AddClassifyCommand(CLI::App& app, std::function<int()>* run);
+void AddClassifyCommand(base::FlagSet& app, std::function<int()>* run);
 
 }  // namespace conclave::client
 

@@ -33,14 +33,14 @@ int Run(bool json) {
 
 }  // namespace
 
-void AddDoctorCommand(CLI::App& app, std::function<int()>* run) {
+void AddDoctorCommand(base::FlagSet& app, std::function<int()>* run) {
   auto json = std::make_shared<bool>(false);
-  CLI::App* command = app.add_subcommand(kName, "Say which kernels would run here, and why");
-  command->add_flag("--json", *json, "Print one JSON object (docs/cli.md lists its fields)");
-  command->footer(
+  base::FlagSet& command = app.AddCommand(kName, "Say which kernels would run here, and why");
+  command.AddSwitch("--json", json.get(), "Print one JSON object (docs/cli.md lists its fields)");
+  command.SetFooter(
       "Example:\n"
       "  conclave doctor");
-  command->callback([json, run] { *run = [json] { return Run(*json); }; });
+  command.OnParsed([json, run] { *run = [json] { return Run(*json); }; });
 }
 
 }  // namespace conclave::client

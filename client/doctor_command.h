@@ -3,13 +3,14 @@
 
 // conclave doctor: says which kernels would run on this machine, and why.
 
-#include <CLI/CLI.hpp>
 #include <functional>
+
+#include "base/flags.h"
 
 namespace conclave::client {
 
 // When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
-void AddDoctorCommand(CLI::App& app, std::function<int()>* run);
+void AddDoctorCommand(base::FlagSet& app, std::function<int()>* run);
 
 }  // namespace conclave::client
 

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,32 +21,54 @@ namespace conclave::client {
 namespace {
 
 constexpr char kName[] = "generate";
+constexpr uint32_t kDefaultMaxTokens = 128;
+
+struct SamplingFlags {
+  std::optional<float> temperature;
+  std::optional<uint32_t> top_k;
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<uint64_t> seed;
+};
 
 struct Flags {
   ServerFlags server;
   PromptFlags prompt;
-  v1::GenerateRequest request;  // all but the prompt, filled in by the parse
+  std::optional<uint32_t> max_tokens;
+  SamplingFlags sampling;
+  bool ignore_eos = false;
+  std::vector<uint32_t> stop_tokens;
+  std::optional<uint32_t> logprobs;
   bool json = false;
 };
 
-// Adds the flag; `set` receives the value when it is given.
-template <typename T, typename Set>
-CLI::Option* OnValue(CLI::App& command, const std::string& flag, const std::string& help, Set set) {
-  return command.add_option_function<T>(
-      flag, [set](const T& value) { set(value); }, help);
+void AddSamplingFlags(base::FlagSet& command, SamplingFlags* flags) {
+  command.Add("--temperature", &flags->temperature, "0 takes the most likely token [1]");
+  command.Add("--top-k", &flags->top_k, "Sample from the k most likely tokens [all]");
+  command.Add("--top-p", &flags->top_p, "Sample from the most likely tokens of this total [1]");
+  command.Add("--min-p", &flags->min_p, "Drop tokens this much less likely than the best [0]");
+  command.Add("--seed", &flags->seed, "The same seed gives the same text [random]");
 }
 
-void AddSamplingFlags(CLI::App& command, v1::SamplingParams* sampling) {
-  OnValue<float>(command, "--temperature", "0 takes the most likely token [1]",
-                 [=](float value) { sampling->set_temperature(value); });
-  OnValue<uint32_t>(command, "--top-k", "Sample from the k most likely tokens [all]",
-                    [=](uint32_t value) { sampling->set_top_k(value); });
-  OnValue<float>(command, "--top-p", "Sample from the most likely tokens of this total [1]",
-                 [=](float value) { sampling->set_top_p(value); });
-  OnValue<float>(command, "--min-p", "Drop tokens this much less likely than the best [0]",
-                 [=](float value) { sampling->set_min_p(value); });
-  OnValue<uint64_t>(command, "--seed", "The same seed gives the same text [random]",
-                    [=](uint64_t value) { sampling->set_seed(value); });
+// Flags that were not given are left to the server.
+void SetSampling(const SamplingFlags& flags, v1::SamplingParams* sampling) {
+  if (flags.temperature.has_value()) sampling->set_temperature(*flags.temperature);
+  if (flags.top_k.has_value()) sampling->set_top_k(*flags.top_k);
+  if (flags.top_p.has_value()) sampling->set_top_p(*flags.top_p);
+  if (flags.min_p.has_value()) sampling->set_min_p(*flags.min_p);
+  if (flags.seed.has_value()) sampling->set_seed(*flags.seed);
+}
+
+// All but the prompt.
+v1::GenerateRequest MakeRequest(const Flags& flags) {
+  v1::GenerateRequest request;
+  SetSampling(flags.sampling, request.mutable_sampling());
+  v1::StopParams* stop = request.mutable_stop();
+  stop->set_max_tokens(flags.max_tokens.value_or(kDefaultMaxTokens));
+  if (flags.ignore_eos) stop->set_ignore_eos(true);
+  stop->mutable_stop_token_ids()->Add(flags.stop_tokens.begin(), flags.stop_tokens.end());
+  if (flags.logprobs.has_value()) request.set_logprobs(*flags.logprobs);
+  return request;
 }
 
 std::string Summary(const v1::Finish& finish) {
@@ -129,13 +152,14 @@ uint32_t CountPrompt(Client& client, const v1::Prompt& prompt) {
   return response.ok() ? static_cast<uint32_t>(response->ids_size()) : 0;
 }
 
-int Run(Flags& flags) {
+int Run(const Flags& flags) {
   auto prompt = ToPrompt(flags.prompt);
   if (absl::IsFailedPrecondition(prompt.status())) {
     return FailUsage(kName, std::string(prompt.status().message()));
   }
   if (!prompt.ok()) return Fail(kName, prompt.status());
-  *flags.request.mutable_prompt() = *std::move(prompt);
+  v1::GenerateRequest request = MakeRequest(flags);
+  *request.mutable_prompt() = *std::move(prompt);
 
   // The guard first: threads that gRPC starts inherit the blocked signals.
   Cancellation cancellation;
@@ -144,12 +168,12 @@ int Run(Flags& flags) {
   CallOptions options = flags.server.call_options();
   options.cancellation = &cancellation;
 
-  Output output(flags.json, flags.request.has_logprobs());
+  Output output(flags.json, request.has_logprobs());
   const auto finish = client.Generate(
-      flags.request, [&](const v1::GenerateResponse& part) { output.OnPart(part); }, options);
+      request, [&](const v1::GenerateResponse& part) { output.OnPart(part); }, options);
   // A stream that had finished before the signal is whole.
   if (cancellation.cancelled() && !output.all().has_finish()) {
-    output.Cancelled(CountPrompt(client, flags.request.prompt()));
+    output.Cancelled(CountPrompt(client, request.prompt()));
     output.PrintEnd();
     return kExitInterrupted;
   }
@@ -163,36 +187,25 @@ int Run(Flags& flags) {
 
 }  // namespace
 
-void AddGenerateCommand(CLI::App& app, std::function<int()>* run) {
+void AddGenerateCommand(base::FlagSet& app, std::function<int()>* run) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand(kName, "Continue a prompt, streaming text as it is made");
-  AddServerFlags(*command, &flags->server);
-  AddPromptFlags(*command, "--prompt", &flags->prompt);
-  v1::StopParams* stop = flags->request.mutable_stop();
-  stop->set_max_tokens(128);
-  OnValue<uint32_t>(*command, "--max-tokens", "Tokens to generate at most [128]",
-                    [=](uint32_t value) { stop->set_max_tokens(value); });
-  AddSamplingFlags(*command, flags->request.mutable_sampling());
-  command->add_flag_function(
-      "--ignore-eos", [=](int64_t) { stop->set_ignore_eos(true); },
-      "Go on past the model's end tokens");
-  OnValue<std::vector<uint32_t>>(*command, "--stop-token",
-                                 "A further token id that ends the text (repeatable)",
-                                 [=](const std::vector<uint32_t>& ids) {
-                                   for (const uint32_t id : ids) stop->add_stop_token_ids(id);
-                                 })
-      ->expected(1, -1);
-  v1::GenerateRequest* request = &flags->request;
-  OnValue<uint32_t>(*command, "--logprobs",
-                    "Log-probabilities of each token and of the K most likely, K up to 20",
-                    [=](uint32_t value) { request->set_logprobs(value); });
-  command->add_flag("--json", flags->json, "Print one JSON object at the end instead of text");
-  command->footer(
+  base::FlagSet& command = app.AddCommand(kName, "Continue a prompt, streaming text as it is made");
+  AddServerFlags(command, &flags->server);
+  AddPromptFlags(command, "--prompt", &flags->prompt);
+  command.Add("--max-tokens", &flags->max_tokens, "Tokens to generate at most [128]");
+  AddSamplingFlags(command, &flags->sampling);
+  command.AddSwitch("--ignore-eos", &flags->ignore_eos, "Go on past the model's end tokens");
+  command.Add("--stop-token", &flags->stop_tokens,
+              "A further token id that ends the text (repeatable)");
+  command.Add("--logprobs", &flags->logprobs,
+              "Log-probabilities of each token and of the K most likely, K up to 20");
+  command.AddSwitch("--json", &flags->json, "Print one JSON object at the end instead of text");
+  command.SetFooter(
       "Ctrl-C cancels the request: what has arrived is kept, the exit code is 130.\n\n"
       "Example:\n"
       "  conclave generate --server 127.0.0.1:50051 --prompt 'Once upon a time' --max-tokens 64\n"
       "  conclave generate --tokens 1,2,3 --temperature 0 --logprobs 5 --json");
-  command->callback([flags, run] { *run = [flags] { return Run(*flags); }; });
+  command.OnParsed([flags, run] { *run = [flags] { return Run(*flags); }; });
 }
 
 }  // namespace conclave::client

@@ -1,10 +1,11 @@
 // The `conclave` command. One file per subcommand; `conclave SUBCOMMAND --help` for each.
 
-#include <CLI/CLI.hpp>
+#include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <string>
 
+#include "base/flags.h"
 #include "base/mapped_files.h"
 #include "client/classify_command.h"
 #include "client/doctor_command.h"
@@ -18,23 +19,23 @@
 namespace conclave::client {
 namespace {
 
-int FailParse(const CLI::App& app, const CLI::ParseError& error, const std::string& first_word) {
-  const auto parsed = app.get_subcommands();
-  if (!parsed.empty()) return FailUsage(parsed.front()->get_name(), error.what());
-  // CLI11 would say that a subcommand is missing.
-  if (first_word.empty() || first_word.front() == '-') return FailUsage("", error.what());
+using ParseOutcome = base::ParsedFlags::Outcome;
+
+int FailParse(const base::ParsedFlags& parsed, const std::string& first_word) {
+  if (!parsed.command.empty()) return FailUsage(parsed.command, parsed.text);
+  // The text would say that a subcommand is missing.
+  if (first_word.empty() || first_word.front() == '-') return FailUsage("", parsed.text);
   return FailUsage("", "'" + first_word + "' is not a subcommand");
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("Serves gpt-oss models from a group of worker processes, and talks to the service.",
-               "conclave");
-  app.footer(
+  base::FlagSet app(
+      "Serves gpt-oss models from a group of worker processes, and talks to the service.",
+      "conclave");
+  app.SetFooter(
       "Example:\n"
       "  conclave serve --model demo/tiny_gpt_oss --workers 4 --listen 127.0.0.1:50051\n"
       "  conclave generate --server 127.0.0.1:50051 --prompt 'Once upon a time'");
-  app.require_subcommand(1);
-  app.fallthrough(false);
   std::function<int()> run;
   AddServeCommand(app, &run);
   AddGenerateCommand(app, &run);
@@ -43,12 +44,11 @@ int Main(int argc, char** argv) {
   AddStatusCommand(app, &run);
   AddPlanCommand(app, &run);
   AddDoctorCommand(app, &run);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    return FailParse(app, error, argc > 1 ? argv[1] : "");
+  const base::ParsedFlags parsed = app.Parse(argc, argv);
+  if (parsed.outcome == ParseOutcome::kError) return FailParse(parsed, argc > 1 ? argv[1] : "");
+  if (parsed.outcome == ParseOutcome::kHelp) {
+    std::fputs(parsed.text.c_str(), stdout);
+    return kExitOk;
   }
   return run();
 }

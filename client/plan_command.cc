@@ -41,22 +41,20 @@ int Run(const Flags& flags) {
 
 }  // namespace
 
-void AddPlanCommand(CLI::App& app, std::function<int()>* run) {
+void AddPlanCommand(base::FlagSet& app, std::function<int()>* run) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command =
-      app.add_subcommand(kName, "Show what each worker would hold, reading only headers");
-  command->add_option("--model", flags->model, "Folder of the checkpoint")
-      ->type_name("DIR")
-      ->required();
-  AddShapeFlags(*command, &flags->shape);
-  command->add_option("--device", flags->device, "KV values take 4 bytes on cpu, 2 on cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
-  command->add_flag("--json", flags->json, "Print one JSON object (docs/cli.md lists its fields)");
-  command->footer(
+  base::FlagSet& command =
+      app.AddCommand(kName, "Show what each worker would hold, reading only headers");
+  command.Add("--model", &flags->model, "Folder of the checkpoint").Type("DIR").Required();
+  AddShapeFlags(command, &flags->shape);
+  command.Add("--device", &flags->device, "KV values take 4 bytes on cpu, 2 on cuda")
+      .OneOf({"cpu", "cuda"})
+      .ShowDefault();
+  command.AddSwitch("--json", &flags->json, "Print one JSON object (docs/cli.md lists its fields)");
+  command.SetFooter(
       "Example:\n"
       "  conclave plan --model demo/tiny_gpt_oss --workers 4");
-  command->callback([flags, run] { *run = [flags] { return Run(*flags); }; });
+  command.OnParsed([flags, run] { *run = [flags] { return Run(*flags); }; });
 }
 
 }  // namespace conclave::client

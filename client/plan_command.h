@@ -3,13 +3,14 @@
 
 // conclave plan: shows what each rank would hold, reading only headers.
 
-#include <CLI/CLI.hpp>
 #include <functional>
+
+#include "base/flags.h"
 
 namespace conclave::client {
 
 // When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
-void AddPlanCommand(CLI::App& app, std::function<int()>* run);
+void AddPlanCommand(base::FlagSet& app, std::function<int()>* run);
 
 }  // namespace conclave::client
 

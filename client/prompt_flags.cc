@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <string_view>
 
@@ -32,31 +33,28 @@ absl::Status ParseIds(std::string_view list, v1::TokenIds* out) {
 
 }  // namespace
 
-void AddPromptFlags(CLI::App& command, const std::string& text_flag, PromptFlags* flags) {
-  flags->text_option =
-      command.add_option(text_flag, flags->text, "Input as text; special tokens in it are text")
-          ->type_name("TEXT");
-  flags->tokens_option =
-      command.add_option("--tokens", flags->tokens, "Input as token ids instead, such as 1,2,3")
-          ->type_name("IDS");
+void AddPromptFlags(base::FlagSet& command, const std::string& text_flag, PromptFlags* flags) {
+  flags->text_flag = text_flag;
+  command.Add(text_flag, &flags->text, "Input as text; special tokens in it are text").Type("TEXT");
+  command.Add("--tokens", &flags->tokens, "Input as token ids instead, such as 1,2,3").Type("IDS");
 }
 
 absl::StatusOr<v1::Prompt> ToPrompt(const PromptFlags& flags) {
-  const std::string text_flag = flags.text_option->get_name();
-  if ((flags.text_option->count() > 0) == (flags.tokens_option->count() > 0)) {
+  if (flags.text.has_value() == flags.tokens.has_value()) {
     return absl::FailedPreconditionError(
-        fmt::format("give exactly one of {} TEXT and --tokens 1,2,3", text_flag));
+        fmt::format("give exactly one of {} TEXT and --tokens 1,2,3", flags.text_flag));
   }
   v1::Prompt prompt;
-  if (flags.tokens_option->count() > 0) {
-    if (auto status = ParseIds(flags.tokens, prompt.mutable_tokens()); !status.ok()) return status;
+  if (flags.tokens.has_value()) {
+    if (auto status = ParseIds(*flags.tokens, prompt.mutable_tokens()); !status.ok()) return status;
     return prompt;
   }
-  if (const size_t valid = base::ValidUtf8Prefix(flags.text); valid != flags.text.size()) {
-    return absl::InvalidArgumentError(
-        fmt::format("{} is not UTF-8 at byte {}: convert it, or send --tokens", text_flag, valid));
+  const std::string& text = *flags.text;
+  if (const size_t valid = base::ValidUtf8Prefix(text); valid != text.size()) {
+    return absl::InvalidArgumentError(fmt::format(
+        "{} is not UTF-8 at byte {}: convert it, or send --tokens", flags.text_flag, valid));
   }
-  prompt.set_text(flags.text);
+  prompt.set_text(text);
   return prompt;
 }
 

@@ -3,23 +3,23 @@
 
 // The input of generate and classify: text, or token ids.
 
-#include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "base/flags.h"
 #include "proto/conclave/v1/generation.pb.h"
 
 namespace conclave::client {
 
 struct PromptFlags {
-  std::string text;
-  std::string tokens;  // "1,2,3"
-  const CLI::Option* text_option = nullptr;
-  const CLI::Option* tokens_option = nullptr;
+  std::string text_flag;  // as AddPromptFlags was given it
+  std::optional<std::string> text;
+  std::optional<std::string> tokens;  // "1,2,3"
 };
 
 // Adds `text_flag` (such as "--prompt") and --tokens. `flags` must outlive the parse.
-void AddPromptFlags(CLI::App& command, const std::string& text_flag, PromptFlags* flags);
+void AddPromptFlags(base::FlagSet& command, const std::string& text_flag, PromptFlags* flags);
 
 // FAILED_PRECONDITION for wrong usage: not exactly one of the two, or something that is not a list
 // of ids. INVALID_ARGUMENT for text that is not UTF-8, which gRPC cannot carry. What an empty input

@@ -95,18 +95,18 @@ int Run(ServeOptions& options) {
 
 }  // namespace
 
-void AddServeCommand(CLI::App& app, std::function<int()>* run) {
+void AddServeCommand(base::FlagSet& app, std::function<int()>* run) {
   auto options = std::make_shared<ServeOptions>();
-  CLI::App* command =
-      app.add_subcommand(kName, "Serve a checkpoint from several worker processes on this machine");
-  AddServeFlags(*command, options.get());
-  command->footer(
+  base::FlagSet& command =
+      app.AddCommand(kName, "Serve a checkpoint from several worker processes on this machine");
+  AddServeFlags(command, options.get());
+  command.SetFooter(
       "Prints 'serving HOST:PORT' when requests are accepted. Ctrl-C stops everything.\n\n"
       "Example:\n"
       "  conclave serve --model demo/tiny_gpt_oss --workers 4 --listen 127.0.0.1:50051\n"
       "  conclave serve --model DIR --head sentiment=DIR2 --workers 4 --tp 2\n"
       "  conclave serve --model bench/configs/gpt_oss_20b --weights random --layers 2");
-  command->callback([options, run] { *run = [options] { return Run(*options); }; });
+  command.OnParsed([options, run] { *run = [options] { return Run(*options); }; });
 }
 
 }  // namespace conclave::client

@@ -3,13 +3,14 @@
 
 // conclave serve: a coordinator and its workers as child processes of one command.
 
-#include <CLI/CLI.hpp>
 #include <functional>
+
+#include "base/flags.h"
 
 namespace conclave::client {
 
 // When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
-void AddServeCommand(CLI::App& app, std::function<int()>* run);
+void AddServeCommand(base::FlagSet& app, std::function<int()>* run);
 
 }  // namespace conclave::client
 

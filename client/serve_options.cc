@@ -12,6 +12,8 @@
 namespace conclave::client {
 namespace {
 
+constexpr int kMaxInt = std::numeric_limits<int>::max();
+
 // Children may be given the folder by one process and read it in another.
 std::string AbsolutePath(const std::string& path) {
   std::error_code error;
@@ -26,45 +28,37 @@ int ThreadsPerWorker(const ServeOptions& options) {
   return std::max(1, cores / options.shape.world());
 }
 
-CLI::Option* AddCoordinatorFlag(CLI::App& command, ServeOptions* options, const std::string& flag,
-                                const std::string& help) {
-  return command
-      .add_option_function<std::string>(
-          flag,
-          [options, flag](const std::string& value) {
-            options->coordinator_flags.push_back(flag);
-            options->coordinator_flags.push_back(value);
-          },
-          help)
-      ->type_name("N")
-      ->group("Engine");
+base::Flag AddCoordinatorFlag(base::FlagSet& command, ServeOptions* options,
+                              const std::string& flag, const std::string& help) {
+  const auto pass_on = [options, flag](const std::string& value) {
+    options->coordinator_flags.push_back(flag);
+    options->coordinator_flags.push_back(value);
+  };
+  return command.Add(flag, pass_on, help).Type("N").Group("Engine");
 }
 
-void AddCoordinatorSwitch(CLI::App& command, ServeOptions* options, const std::string& flag,
+void AddCoordinatorSwitch(base::FlagSet& command, ServeOptions* options, const std::string& flag,
                           const std::string& help) {
-  command
-      .add_flag_function(
-          flag, [options, flag](int64_t) { options->coordinator_flags.push_back(flag); }, help)
-      ->group("Engine");
+  const auto pass_on = [options, flag] { options->coordinator_flags.push_back(flag); };
+  command.AddSwitch(flag, pass_on, help).Group("Engine");
 }
 
-void AddEngineFlags(CLI::App& command, ServeOptions* options) {
-  const auto count = CLI::Range(1, std::numeric_limits<int>::max()).description("");
+void AddEngineFlags(base::FlagSet& command, ServeOptions* options) {
   AddCoordinatorFlag(command, options, "--exchange", "How activations reach the experts [auto]")
-      ->type_name("MODE")
-      ->check(CLI::IsMember({"auto", "fixed", "exact", "replicated"}));
+      .Type("MODE")
+      .OneOf({"auto", "fixed", "exact", "replicated"});
   AddCoordinatorFlag(command, options, "--max-running", "Sequences computed at once, per group")
-      ->check(count);
+      .SilentRange(1, kMaxInt);
   AddCoordinatorFlag(command, options, "--max-queued", "Requests that may wait")
-      ->check(CLI::Range(0, std::numeric_limits<int>::max()).description(""));
+      .SilentRange(0, kMaxInt);
   AddCoordinatorFlag(command, options, "--max-step-tokens", "Tokens of one step, per group")
-      ->check(count);
+      .SilentRange(1, kMaxInt);
   AddCoordinatorFlag(command, options, "--prefill-chunk", "Prompt tokens of a sequence in one step")
-      ->check(count);
+      .SilentRange(1, kMaxInt);
   AddCoordinatorFlag(command, options, "--pipeline-depth", "Steps planned ahead of results")
-      ->check(count);
+      .SilentRange(1, kMaxInt);
   AddCoordinatorFlag(command, options, "--kv-cache-bytes", "KV cache of each worker, in bytes")
-      ->check(CLI::Range(int64_t{1}, std::numeric_limits<int64_t>::max()).description(""));
+      .SilentRange(1, std::numeric_limits<int64_t>::max());
   AddCoordinatorSwitch(command, options, "--require-mxfp4",
                        "Refuse to serve MXFP4 experts in another format");
   AddCoordinatorSwitch(command, options, "--allow-forced-routing",
@@ -73,46 +67,41 @@ void AddEngineFlags(CLI::App& command, ServeOptions* options) {
 
 }  // namespace
 
-void AddServeFlags(CLI::App& command, ServeOptions* options) {
-  command.add_option("--model", options->model, "Folder of the checkpoint")
-      ->type_name("DIR")
-      ->required();
+void AddServeFlags(base::FlagSet& command, ServeOptions* options) {
+  command.Add("--model", &options->model, "Folder of the checkpoint").Type("DIR").Required();
   command
-      .add_option("--weights", options->weights,
-                  "'random' makes weights up: the folder needs config.json alone")
-      ->check(CLI::IsMember({"file", "random"}))
-      ->capture_default_str();
-  command.add_option("--seed", options->random_flags.seed, "Of random weights [0]")->type_name("S");
-  command.add_option("--layers", options->random_flags.layers, "Of random weights: the first N")
-      ->type_name("N")
-      ->check(CLI::Range(1, std::numeric_limits<int>::max()).description(""));
-  command.add_option("--tokenizer", options->tokenizer, "Instead of tokenizer.json in --model")
-      ->type_name("FILE");
-  command.add_option("--head", options->heads, "Attach a classification head (repeatable)")
-      ->type_name("NAME=DIR")
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      .Add("--weights", &options->weights,
+           "'random' makes weights up: the folder needs config.json alone")
+      .OneOf({"file", "random"})
+      .ShowDefault();
+  command.Add("--seed", &options->random_flags.seed, "Of random weights [0]").Type("S");
+  command.Add("--layers", &options->random_flags.layers, "Of random weights: the first N")
+      .Type("N")
+      .SilentRange(1, kMaxInt);
+  command.Add("--tokenizer", &options->tokenizer, "Instead of tokenizer.json in --model")
+      .Type("FILE");
+  command.Add("--head", &options->heads, "Attach a classification head (repeatable)")
+      .Type("NAME=DIR")
+      .Repeatable();
   AddShapeFlags(command, &options->shape_flags);
-  command.add_option("--device", options->device, "Where workers compute")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
-  command
-      .add_option("--listen", options->listen, "Address of the service; port 0 takes a free one")
-      ->type_name("HOST:PORT")
-      ->capture_default_str();
-  command.add_option("--internal-listen", options->internal_listen, "Address for the workers")
-      ->type_name("HOST:PORT")
-      ->capture_default_str();
-  command
-      .add_option("--threads", options->threads, "CPU threads of a worker [processors / workers]")
-      ->type_name("N")
-      ->check(CLI::Range(1, 4096));
-  command.add_option("--log-level", options->log_level, "Of the children")
-      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
-      ->capture_default_str();
-  command.add_option("--log-dir", options->log_dir, "Write children's logs here, not to stderr")
-      ->type_name("DIR");
-  command.add_flag("--no-restart", options->no_restart, "Leave a child that ended as it is");
+  command.Add("--device", &options->device, "Where workers compute")
+      .OneOf({"cpu", "cuda"})
+      .ShowDefault();
+  command.Add("--listen", &options->listen, "Address of the service; port 0 takes a free one")
+      .Type("HOST:PORT")
+      .ShowDefault();
+  command.Add("--internal-listen", &options->internal_listen, "Address for the workers")
+      .Type("HOST:PORT")
+      .ShowDefault();
+  command.Add("--threads", &options->threads, "CPU threads of a worker [processors / workers]")
+      .Type("N")
+      .Range(1, 4096);
+  command.Add("--log-level", &options->log_level, "Of the children")
+      .OneOf({"trace", "debug", "info", "warn", "error", "off"})
+      .ShowDefault();
+  command.Add("--log-dir", &options->log_dir, "Write children's logs here, not to stderr")
+      .Type("DIR");
+  command.AddSwitch("--no-restart", &options->no_restart, "Leave a child that ended as it is");
   AddEngineFlags(command, options);
 }
 

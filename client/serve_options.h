@@ -3,10 +3,10 @@
 
 // What `conclave serve` was asked for, and the command lines of its children.
 
-#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 
+#include "base/flags.h"
 #include "client/server_flags.h"
 #include "client/shape_flags.h"
 #include "model/model_source.h"
@@ -41,7 +41,7 @@ struct ServeOptions {
 };
 
 // `options` must outlive the parse.
-void AddServeFlags(CLI::App& command, ServeOptions* options);
+void AddServeFlags(base::FlagSet& command, ServeOptions* options);
 
 // The address to bind: `listen` and `internal_listen` as given at first; a coordinator that is
 // started again gets those that the first one chose.

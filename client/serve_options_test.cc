@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -20,11 +21,11 @@ std::string ValueOf(const std::vector<std::string>& argv, const std::string& fla
 }
 
 ServeOptions Parse(std::vector<std::string> arguments) {
-  CLI::App app;
+  base::FlagSet app("", "serve");
   ServeOptions options;
   AddServeFlags(app, &options);
-  std::reverse(arguments.begin(), arguments.end());
-  app.parse(arguments);
+  const base::ParsedFlags parsed = app.Parse(std::move(arguments));
+  EXPECT_EQ(parsed.outcome, base::ParsedFlags::Outcome::kOk) << parsed.text;
   options.shape = *Resolve(options.shape_flags);
   options.coordinator_binary = "/bin/conclave-coordinator";
   options.worker_binary = "/bin/conclave-worker";

@@ -7,13 +7,11 @@ CallOptions ServerFlags::call_options() const {
               timeout_seconds > 0 ? absl::Seconds(timeout_seconds) : absl::InfiniteDuration()};
 }
 
-void AddServerFlags(CLI::App& command, ServerFlags* flags) {
-  command.add_option("--server", flags->server, "Address of the server")
-      ->type_name("HOST:PORT")
-      ->capture_default_str();
-  command.add_option("--timeout", flags->timeout_seconds, "Give up after this long [no limit]")
-      ->type_name("SECONDS")
-      ->check(CLI::NonNegativeNumber);
+void AddServerFlags(base::FlagSet& command, ServerFlags* flags) {
+  command.Add("--server", &flags->server, "Address of the server").Type("HOST:PORT").ShowDefault();
+  command.Add("--timeout", &flags->timeout_seconds, "Give up after this long [no limit]")
+      .Type("SECONDS")
+      .NonNegative();
 }
 
 }  // namespace conclave::client

@@ -3,9 +3,9 @@
 
 // Where the server is and how long to wait for it: the same for every subcommand that calls one.
 
-#include <CLI/CLI.hpp>
 #include <string>
 
+#include "base/flags.h"
 #include "client/client.h"
 
 namespace conclave::client {
@@ -21,7 +21,7 @@ struct ServerFlags {
 };
 
 // `flags` must outlive the parse.
-void AddServerFlags(CLI::App& command, ServerFlags* flags);
+void AddServerFlags(base::FlagSet& command, ServerFlags* flags);
 
 }  // namespace conclave::client
 

@@ -7,17 +7,17 @@ constexpr int kMaxWorkers = 4096;
 
 }  // namespace
 
-void AddShapeFlags(CLI::App& command, ShapeFlags* flags) {
-  command.add_option("--workers", flags->workers, "Worker processes: dp x tp of them")
-      ->type_name("N")
-      ->check(CLI::Range(1, kMaxWorkers))
-      ->capture_default_str();
-  command.add_option("--dp", flags->dp, "Groups with requests of their own [workers / tp]")
-      ->type_name("D")
-      ->check(CLI::Range(1, kMaxWorkers));
-  command.add_option("--tp", flags->tp, "Ranks that split the attention of one group [1]")
-      ->type_name("T")
-      ->check(CLI::Range(1, kMaxWorkers));
+void AddShapeFlags(base::FlagSet& command, ShapeFlags* flags) {
+  command.Add("--workers", &flags->workers, "Worker processes: dp x tp of them")
+      .Type("N")
+      .Range(1, kMaxWorkers)
+      .ShowDefault();
+  command.Add("--dp", &flags->dp, "Groups with requests of their own [workers / tp]")
+      .Type("D")
+      .Range(1, kMaxWorkers);
+  command.Add("--tp", &flags->tp, "Ranks that split the attention of one group [1]")
+      .Type("T")
+      .Range(1, kMaxWorkers);
 }
 
 absl::StatusOr<model::ParallelShape> Resolve(const ShapeFlags& flags) {

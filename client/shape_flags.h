@@ -3,9 +3,8 @@
 
 // --workers, --dp and --tp, of serve and plan.
 
-#include <CLI/CLI.hpp>
-
 #include "absl/status/statusor.h"
+#include "base/flags.h"
 #include "model/placement.h"
 
 namespace conclave::client {
@@ -17,7 +16,7 @@ struct ShapeFlags {
 };
 
 // `flags` must outlive the parse.
-void AddShapeFlags(CLI::App& command, ShapeFlags* flags);
+void AddShapeFlags(base::FlagSet& command, ShapeFlags* flags);
 
 // INVALID_ARGUMENT says which flags contradict each other: a usage error.
 absl::StatusOr<model::ParallelShape> Resolve(const ShapeFlags& flags);

@@ -127,15 +127,15 @@ int Run(const Flags& flags) {
 
 }  // namespace
 
-void AddStatusCommand(CLI::App& app, std::function<int()>* run) {
+void AddStatusCommand(base::FlagSet& app, std::function<int()>* run) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = app.add_subcommand(kName, "Show the workers behind a server, and counters");
-  AddServerFlags(*command, &flags->server);
-  command->add_flag("--json", flags->json, "Print one JSON object (docs/cli.md lists its fields)");
-  command->footer(
+  base::FlagSet& command = app.AddCommand(kName, "Show the workers behind a server, and counters");
+  AddServerFlags(command, &flags->server);
+  command.AddSwitch("--json", &flags->json, "Print one JSON object (docs/cli.md lists its fields)");
+  command.SetFooter(
       "Example:\n"
       "  conclave status --server 127.0.0.1:50051");
-  command->callback([flags, run] { *run = [flags] { return Run(*flags); }; });
+  command.OnParsed([flags, run] { *run = [flags] { return Run(*flags); }; });
 }
 
 }  // namespace conclave::client

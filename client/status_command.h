@@ -3,13 +3,14 @@
 
 // conclave status: shows the group of workers behind a server.
 
-#include <CLI/CLI.hpp>
 #include <functional>
+
+#include "base/flags.h"
 
 namespace conclave::client {
 
 // When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
-void AddStatusCommand(CLI::App& app, std::function<int()>* run);
+void AddStatusCommand(base::FlagSet& app, std::function<int()>* run);
 
 }  // namespace conclave::client
 

@@ -155,25 +155,25 @@ int RunTokenize(const TokenizeOptions& options, std::istream& in, std::ostream& 
   return kExitOk;
 }
 
-void AddTokenizeCommand(CLI::App& app, std::function<int()>* run) {
+void AddTokenizeCommand(base::FlagSet& app, std::function<int()>* run) {
   auto options = std::make_shared<TokenizeOptions>();
-  CLI::App* command = app.add_subcommand(kName, "Turn text into token ids, or back");
+  base::FlagSet& command = app.AddCommand(kName, "Turn text into token ids, or back");
   command
-      ->add_option("--tokenizer", options->tokenizer,
-                   "A tokenizer.json, a folder that holds one, or o200k_base.tiktoken")
-      ->required();
-  command->add_flag("--jsonl", options->jsonl,
+      .Add("--tokenizer", &options->tokenizer,
+           "A tokenizer.json, a folder that holds one, or o200k_base.tiktoken")
+      .Required();
+  command.AddSwitch("--jsonl", &options->jsonl,
                     "Read {\"text\":...} and write {\"ids\":[...]}, one object per line");
-  command->add_flag("--decode", options->decode, "The other way: ids to text");
-  command->add_flag("--allow-special", options->allow_special,
+  command.AddSwitch("--decode", &options->decode, "The other way: ids to text");
+  command.AddSwitch("--allow-special", &options->allow_special,
                     "Special tokens spelled in the text become their ids");
-  command->footer(
+  command.SetFooter(
       "Without --jsonl the whole input is one text (or one list of ids).\n\n"
       "Example:\n"
       "  echo '{\"text\":\"hello world\"}' |\n"
       "    conclave tokenize --tokenizer /models/gpt-oss-20b/tokenizer.json --jsonl\n"
       "  echo 24912 2375 | conclave tokenize --tokenizer o200k_base.tiktoken --decode");
-  command->callback(
+  command.OnParsed(
       [options, run] { *run = [options] { return RunTokenize(*options, std::cin, std::cout); }; });
 }
 

@@ -3,11 +3,12 @@
 
 // conclave tokenize: text to token ids and back, from a vocabulary file, without a server.
 
-#include <CLI/CLI.hpp>
 #include <functional>
 #include <istream>
 #include <ostream>
 #include <string>
+
+#include "base/flags.h"
 
 namespace conclave::client {
 
@@ -23,7 +24,7 @@ struct TokenizeOptions {
 int RunTokenize(const TokenizeOptions& options, std::istream& in, std::ostream& out);
 
 // When the subcommand is parsed, `run` becomes what main calls; it returns the exit code.
-void AddTokenizeCommand(CLI::App& app, std::function<int()>* run);
+void AddTokenizeCommand(base::FlagSet& app, std::function<int()>* run);
 
 }  // namespace conclave::client
 

@@ -1,8 +1,10 @@
 #include "client/tokenize_command.h"
 
 #include <fstream>
+#include <functional>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/exit_code.h"
@@ -107,16 +109,25 @@ TEST(TokenizeCommandTest, ErrorIsOneLineThatNamesTheLine) {
   EXPECT_THAT(missing.err, HasSubstr("no/such.json"));
 }
 
+// What `arguments` parse to; `run` is what main would call.
+base::ParsedFlags Parse(std::vector<std::string> arguments, std::function<int()>* run) {
+  base::FlagSet app("", "conclave");
+  AddTokenizeCommand(app, run);
+  return app.Parse(std::move(arguments));
+}
+
 TEST(TokenizeCommandTest, FlagsOfTheContract) {
-  CLI::App app;
   std::function<int()> run;
-  AddTokenizeCommand(app, &run);
-  app.parse("tokenize --tokenizer no/such.tiktoken --jsonl --decode");
+  Parse({"tokenize", "--tokenizer", "no/such.tiktoken", "--jsonl", "--decode"}, &run);
   ASSERT_TRUE(run);
   CaptureStderr();
   EXPECT_EQ(run(), kExitError);
   EXPECT_THAT(GetCapturedStderr(), HasSubstr("no/such.tiktoken"));
-  EXPECT_THROW(app.parse("tokenize --jsonl"), CLI::RequiredError);
+  run = nullptr;
+  const base::ParsedFlags parsed = Parse({"tokenize", "--jsonl"}, &run);
+  EXPECT_EQ(parsed.outcome, base::ParsedFlags::Outcome::kError);
+  EXPECT_THAT(parsed.text, HasSubstr("--tokenizer"));
+  EXPECT_FALSE(run);
 }
 
 }  // namespace

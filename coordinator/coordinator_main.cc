@@ -6,12 +6,12 @@
 #include <fmt/format.h>
 #include <pthread.h>
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
 #include <string>
 #include <vector>
 
+#include "base/flags.h"
 #include "base/logging.h"
 #include "base/mapped_files.h"
 #include "base/one_line.h"
@@ -21,6 +21,8 @@
 
 namespace conclave::coordinator {
 namespace {
+
+using ParseOutcome = base::ParsedFlags::Outcome;
 
 constexpr int kExitError = 1;
 constexpr int kExitUsage = 2;
@@ -47,65 +49,58 @@ int Fail(const std::string& message, int code) {
   return code;
 }
 
-void DeclareAddresses(CLI::App& app, Flags& flags) {
+void DeclareAddresses(base::FlagSet& app, Flags& flags) {
   CoordinatorOptions& options = flags.options;
   options.listen = "127.0.0.1:50051";
   options.internal_listen = "127.0.0.1:7001";
-  app.add_option("--listen", options.listen, "public API; port 0 takes a free one")
-      ->type_name("HOST:PORT")
-      ->capture_default_str();
-  app.add_option("--internal-listen", options.internal_listen, "where workers join")
-      ->type_name("HOST:PORT")
-      ->capture_default_str();
-  app.add_option("--health-listen", options.health_listen, "plaintext grpc.health.v1")
-      ->type_name("HOST:PORT");
+  app.Add("--listen", &options.listen, "public API; port 0 takes a free one")
+      .Type("HOST:PORT")
+      .ShowDefault();
+  app.Add("--internal-listen", &options.internal_listen, "where workers join")
+      .Type("HOST:PORT")
+      .ShowDefault();
+  app.Add("--health-listen", &options.health_listen, "plaintext grpc.health.v1").Type("HOST:PORT");
 }
 
-void DeclareModel(CLI::App& app, Flags& flags) {
+void DeclareModel(base::FlagSet& app, Flags& flags) {
   ServingModelOptions& model = flags.options.model;
-  app.add_option("--model", model.dir, "folder of the checkpoint")->type_name("DIR")->required();
-  app.add_option("--tokenizer", model.tokenizer, "instead of tokenizer.json in --model")
-      ->type_name("FILE");
-  app.add_option("--head", flags.heads, "attach a classification head (may be repeated)")
-      ->type_name("NAME=DIR")
-      ->take_all();
-  app.add_option("--weights", flags.weights,
-                 "file, or random: made up from --seed, only config.json is read")
-      ->check(CLI::IsMember({"file", "random"}))
-      ->capture_default_str();
-  app.add_option("--seed", flags.random.seed, "of random weights")->capture_default_str();
-  app.add_option("--layers", flags.random.layers, "of random weights: the first N; 0: all")
-      ->check(CLI::Range(0, 1 << 20))
-      ->capture_default_str();
-  app.add_flag("--allow-forced-routing", model.allow_forced_routing,
-               "test hook: requests may choose experts (loopback only)");
+  app.Add("--model", &model.dir, "folder of the checkpoint").Type("DIR").Required();
+  app.Add("--tokenizer", &model.tokenizer, "instead of tokenizer.json in --model").Type("FILE");
+  app.Add("--head", &flags.heads, "attach a classification head (may be repeated)")
+      .Type("NAME=DIR");
+  app.Add("--weights", &flags.weights,
+          "file, or random: made up from --seed, only config.json is read")
+      .OneOf({"file", "random"})
+      .ShowDefault();
+  app.Add("--seed", &flags.random.seed, "of random weights").ShowDefault();
+  app.Add("--layers", &flags.random.layers, "of random weights: the first N; 0: all")
+      .Range(0, 1 << 20)
+      .ShowDefault();
+  app.AddSwitch("--allow-forced-routing", &model.allow_forced_routing,
+                "test hook: requests may choose experts (loopback only)");
 }
 
-void DeclareEngine(CLI::App& app, Flags& flags) {
+void DeclareEngine(base::FlagSet& app, Flags& flags) {
   EngineOptions& engine = flags.options.engine;
   ClusterOptions& cluster = engine.cluster;
-  app.add_option("--workers", flags.workers, "ranks of the group")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  app.add_option("--dp", flags.dp, "data-parallel groups (default: workers / tp)");
-  app.add_option("--tp", flags.tp, "tensor-parallel ranks of a group (default: 1)");
-  app.add_option("--exchange", flags.exchange, "auto, fixed, exact or replicated")
-      ->check(CLI::IsMember({"auto", "fixed", "exact", "replicated"}))
-      ->capture_default_str();
-  app.add_option("--max-running", cluster.max_running, "sequences computed at once in a group")
-      ->capture_default_str();
-  app.add_option("--max-queued", engine.max_queued, "requests that may wait")
-      ->capture_default_str();
-  app.add_option("--max-step-tokens", cluster.max_step_tokens, "rows of one step of a group")
-      ->capture_default_str();
-  app.add_option("--prefill-chunk", cluster.prefill_chunk, "rows of one prompt in one step")
-      ->capture_default_str();
-  app.add_option("--pipeline-depth", engine.pipeline_depth, "plans in flight")
-      ->capture_default_str();
-  app.add_option("--kv-cache-bytes", cluster.kv_cache_bytes, "KV cache of a rank; 0: by need")
-      ->capture_default_str();
-  app.add_flag("--require-mxfp4", cluster.require_mxfp4,
-               "refuse to serve MXFP4 experts in another format");
+  app.Add("--workers", &flags.workers, "ranks of the group").Range(1, 4096).ShowDefault();
+  app.Add("--dp", &flags.dp, "data-parallel groups (default: workers / tp)");
+  app.Add("--tp", &flags.tp, "tensor-parallel ranks of a group (default: 1)");
+  app.Add("--exchange", &flags.exchange, "auto, fixed, exact or replicated")
+      .OneOf({"auto", "fixed", "exact", "replicated"})
+      .ShowDefault();
+  app.Add("--max-running", &cluster.max_running, "sequences computed at once in a group")
+      .ShowDefault();
+  app.Add("--max-queued", &engine.max_queued, "requests that may wait").ShowDefault();
+  app.Add("--max-step-tokens", &cluster.max_step_tokens, "rows of one step of a group")
+      .ShowDefault();
+  app.Add("--prefill-chunk", &cluster.prefill_chunk, "rows of one prompt in one step")
+      .ShowDefault();
+  app.Add("--pipeline-depth", &engine.pipeline_depth, "plans in flight").ShowDefault();
+  app.Add("--kv-cache-bytes", &cluster.kv_cache_bytes, "KV cache of a rank; 0: by need")
+      .ShowDefault();
+  app.AddSwitch("--require-mxfp4", &cluster.require_mxfp4,
+                "refuse to serve MXFP4 experts in another format");
 }
 
 absl::Status Resolve(Flags& flags) {
@@ -152,21 +147,21 @@ int Serve(const CoordinatorOptions& options) {
 int Main(int argc, char** argv) {
   // gRPC's own lines would stand beside ours; what matters comes back as a status.
   setenv("GRPC_VERBOSITY", "NONE", 0);
-  CLI::App app("Coordinates a group of workers that serve one gpt-oss model.",
-               "conclave-coordinator");
-  app.footer(kExample);
+  base::FlagSet app("Coordinates a group of workers that serve one gpt-oss model.",
+                    "conclave-coordinator");
+  app.SetFooter(kExample);
   Flags flags;
   DeclareModel(app, flags);
   DeclareAddresses(app, flags);
   DeclareEngine(app, flags);
-  app.add_option("--log-level", flags.log_level, "trace, debug, info, warn, error or off")
-      ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    return Fail(fmt::format("{} (see --help)", error.what()), kExitUsage);
+  app.Add("--log-level", &flags.log_level, "trace, debug, info, warn, error or off").ShowDefault();
+  const base::ParsedFlags parsed = app.Parse(argc, argv);
+  if (parsed.outcome == ParseOutcome::kError) {
+    return Fail(fmt::format("{} (see --help)", parsed.text), kExitUsage);
+  }
+  if (parsed.outcome == ParseOutcome::kHelp) {
+    std::fputs(parsed.text.c_str(), stdout);
+    return 0;
   }
   const absl::Status resolved = Resolve(flags);
   if (!resolved.ok()) return Fail(std::string(resolved.message()), kExitUsage);

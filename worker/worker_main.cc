@@ -8,7 +8,6 @@
 #include <pthread.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -21,6 +20,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/flags.h"
 #include "base/logging.h"
 #include "base/mapped_files.h"
 #include "base/one_line.h"
@@ -33,6 +33,8 @@
 
 namespace conclave::worker {
 namespace {
+
+using ParseOutcome = base::ParsedFlags::Outcome;
 
 constexpr int kExitError = 1;
 constexpr int kExitUsage = 2;
@@ -64,31 +66,27 @@ int Fail(const std::string& message, int code) {
   return code;
 }
 
-void Declare(CLI::App& app, Flags& flags) {
-  app.footer(kExample);
-  app.add_option("--coordinator", flags.coordinator, "internal address of the coordinator")
-      ->type_name("HOST:PORT");
-  app.add_option("--advertise-address", flags.advertise_address,
-                 "this machine's address at which the other workers reach it")
-      ->type_name("ADDRESS");
-  app.add_option("--interface", flags.interface, "network interface of that address")
-      ->type_name("NAME");
-  app.add_option("--device", flags.device, "cpu or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
-  app.add_option("--health-listen", flags.health_listen,
-                 "serve grpc.health.v1 here (alive: the control loop answers)")
-      ->type_name("HOST:PORT");
-  app.add_option("--threads", flags.threads, "threads of a step; 0: one for each core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  app.add_option("--model", flags.model,
-                 "folder of the checkpoint, instead of the one the coordinator names")
-      ->type_name("DIR");
-  app.add_option("--log-level", flags.log_level, "trace, debug, info, warn, error or off")
-      ->capture_default_str();
-  app.add_flag("--no-rejoin", flags.no_rejoin, "exit when the stream to the coordinator is lost");
-  app.add_flag("--probe", flags.probe, "print what could run here as one JSON object, and exit");
+void Declare(base::FlagSet& app, Flags& flags) {
+  app.SetFooter(kExample);
+  app.Add("--coordinator", &flags.coordinator, "internal address of the coordinator")
+      .Type("HOST:PORT");
+  app.Add("--advertise-address", &flags.advertise_address,
+          "this machine's address at which the other workers reach it")
+      .Type("ADDRESS");
+  app.Add("--interface", &flags.interface, "network interface of that address").Type("NAME");
+  app.Add("--device", &flags.device, "cpu or cuda").OneOf({"cpu", "cuda"}).ShowDefault();
+  app.Add("--health-listen", &flags.health_listen,
+          "serve grpc.health.v1 here (alive: the control loop answers)")
+      .Type("HOST:PORT");
+  app.Add("--threads", &flags.threads, "threads of a step; 0: one for each core")
+      .Range(0, 1024)
+      .ShowDefault();
+  app.Add("--model", &flags.model,
+          "folder of the checkpoint, instead of the one the coordinator names")
+      .Type("DIR");
+  app.Add("--log-level", &flags.log_level, "trace, debug, info, warn, error or off").ShowDefault();
+  app.AddSwitch("--no-rejoin", &flags.no_rejoin, "exit when the stream to the coordinator is lost");
+  app.AddSwitch("--probe", &flags.probe, "print what could run here as one JSON object, and exit");
 }
 
 // "" when the flags suffice to join.
@@ -188,15 +186,16 @@ int Serve(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("A worker of Conclave: serves one rank of a gpt-oss model.", "conclave-worker");
+  base::FlagSet app("A worker of Conclave: serves one rank of a gpt-oss model.", "conclave-worker");
   Flags flags;
   Declare(app, flags);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    return Fail(fmt::format("{} (see --help)", error.what()), kExitUsage);
+  const base::ParsedFlags parsed = app.Parse(argc, argv);
+  if (parsed.outcome == ParseOutcome::kError) {
+    return Fail(fmt::format("{} (see --help)", parsed.text), kExitUsage);
+  }
+  if (parsed.outcome == ParseOutcome::kHelp) {
+    std::fputs(parsed.text.c_str(), stdout);
+    return 0;
   }
   if (absl::Status status = base::InitLogging("worker", flags.log_level); !status.ok()) {
     return Fail(std::string(status.message()), kExitUsage);
