@@ -36,8 +36,9 @@ class FixedExchange final : public ExpertExchangeBase {
 
   absl::StatusOr<kernels::ExpertTokens> Dispatch(int layer, Tensor normed,
                                                  const kernels::Routing& routing) override {
-    if (bucket_ > max_rows_)
+    if (bucket_ > max_rows_) {
       return absl::InternalError("the bucket exceeds the exchange's capacity");
+    }
     RETURN_IF_ERROR(Pack(layer, normed, routing, 1 + bucket_));
     const int64_t block_bytes = (1 + bucket_) * layout_.slot_bytes;
     RETURN_IF_ERROR(world_.AllToAll(buffers_->send.data, buffers_->recv.data, block_bytes));

@@ -225,8 +225,9 @@ absl::Status RankTransformer::Forward(const ResolvedStep& step, const Pass& pass
     if (observed != nullptr && !observed->layer_inputs.empty()) {
       WriteActivations(observed->layer_inputs[layer], x);
     }
-    if (options_.aborted && options_.aborted())
+    if (options_.aborted && options_.aborted()) {
       return absl::UnavailableError("the epoch has ended");
+    }
     const int32_t* forced = step.forced.empty() ? nullptr : step.forced[layer].data();
     ASSIGN_OR_RETURN(const Tensor o_partial, Attention(layer, pass));
     RETURN_IF_ERROR(Experts(layer, pass, forced, o_partial, observed));

@@ -13,6 +13,7 @@
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/mxfp4_layout.h"
 #include "kernels/cuda/mxfp4_repack.h"
+#include "model/mxfp4.h"
 
 namespace conclave::kernels::cuda {
 namespace {
@@ -72,13 +73,13 @@ HostParts PartsOf(const HostExpert& expert, bool gate_up, bool dense) {
 absl::Status CheckScales(const uint8_t* scales, const MatrixShape& shape, int64_t expert) {
   const uint8_t* end = scales + shape.scale_bytes();
   const uint8_t* bad =
-      std::find_if(scales, end, [](uint8_t scale) { return scale > kMaxCheckpointScale; });
+      std::find_if(scales, end, [](uint8_t scale) { return scale > model::kMaxMxfp4Scale; });
   if (bad == end) return absl::OkStatus();
   const int64_t blocks = shape.cols / kBlockCols;
   return absl::InvalidArgumentError(fmt::format(
       "local expert {}, {} row {}, block {}: MXFP4 scale byte {}, at most {} keeps weights finite",
       expert, shape.name, (bad - scales) / blocks, (bad - scales) % blocks, *bad,
-      kMaxCheckpointScale));
+      model::kMaxMxfp4Scale));
 }
 
 void CopyShared(const void* from, std::byte* to, int64_t bytes, base::ThreadPool& pool) {

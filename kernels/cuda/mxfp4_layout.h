@@ -103,8 +103,6 @@ constexpr WordPair PackWords(const uint8_t (&first)[4], const uint8_t (&second)[
 
 // Largest scale byte with a finite factor.
 inline constexpr int kMaxScale = 128;
-// Largest scale byte of a checkpoint whose weights are all finite.
-inline constexpr int kMaxCheckpointScale = 252;
 
 // What a row's scales are lowered by, given the largest of them.
 constexpr int RowShift(int max_scale) { return max_scale > kMaxScale ? max_scale - kMaxScale : 0; }

@@ -7,6 +7,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/reference/reference.h"
+#include "model/mxfp4.h"
 
 namespace conclave::kernels::cuda {
 namespace {
@@ -50,7 +51,7 @@ TEST(Mxfp4LayoutTest, EveryCodeInEveryPlaceDecodesToItself) {
 }
 
 TEST(Mxfp4LayoutTest, ScalesAreExactWithinARowsRange) {
-  for (int largest = 0; largest <= kMaxCheckpointScale; ++largest) {
+  for (int largest = 0; largest <= model::kMaxMxfp4Scale; ++largest) {
     const int shift = RowShift(largest);
     const uint32_t trailer = PackTrailer(0x1234, shift);
     EXPECT_EQ(trailer & 0xFFFF, 0x1234u);

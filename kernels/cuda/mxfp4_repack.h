@@ -15,7 +15,7 @@ namespace conclave::kernels::cuda {
 // A matrix as the checkpoint has it, copied to device memory.
 struct RawMxfp4 {
   const uint8_t* blocks = nullptr;  // [rows, cols / 32, 16]
-  const uint8_t* scales = nullptr;  // [rows, cols / 32], none above kMaxCheckpointScale
+  const uint8_t* scales = nullptr;  // [rows, cols / 32], none above model::kMaxMxfp4Scale
   const uint16_t* bias = nullptr;   // [rows] bf16
   int64_t rows = 0;
   int64_t cols = 0;  // multiple of 32
