@@ -73,7 +73,7 @@ class CliTest : public testing::Test {
 
 TEST(CliUsageTest, EverySubcommandHasHelpWithAnExample) {
   for (const char* name :
-       {"serve", "generate", "classify", "tokenize", "status", "plan", "doctor"}) {
+       {"serve", "generate", "classify", "tokenize", "status", "bench", "plan", "doctor"}) {
     const CommandResult result = RunConclave({name, "--help"});
     EXPECT_EQ(result.code, kExitOk) << name;
     EXPECT_THAT(result.out, HasSubstr("Example")) << name;

@@ -16,6 +16,7 @@ class FakeServer::Generation final : public v1::GenerationService::Service {
   explicit Generation(FakeServer* fake) : fake_(fake) {}
   grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                         grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    if (fake_->answers.generate) return fake_->answers.generate(*context, *request, *writer);
     fake_->requests.generate = *request;
     for (const auto& part : fake_->answers.stream) writer->Write(part);
     while (fake_->answers.hang && !context->IsCancelled()) {

@@ -9,6 +9,7 @@
 
 #include <grpcpp/server.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -25,6 +26,10 @@ struct FakeAnswers {
   // Generate sends these and ends with `status`, or with `hang` waits until the call is cancelled.
   std::vector<v1::GenerateResponse> stream;
   bool hang = false;
+  // Answers Generate in place of all that, on many threads at once; its requests are not kept.
+  std::function<grpc::Status(grpc::ServerContext&, const v1::GenerateRequest&,
+                             grpc::ServerWriter<v1::GenerateResponse>&)>
+      generate;
   // Every method fails with it when it is not OK (Generate after its stream).
   grpc::Status status;
   v1::ClassifySequenceResponse sequence;

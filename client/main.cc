@@ -7,6 +7,7 @@
 
 #include "base/flags.h"
 #include "base/mapped_files.h"
+#include "client/bench_command.h"
 #include "client/classify_command.h"
 #include "client/doctor_command.h"
 #include "client/exit_code.h"
@@ -42,6 +43,7 @@ int Main(int argc, char** argv) {
   AddClassifyCommand(app, &run);
   AddTokenizeCommand(app, &run);
   AddStatusCommand(app, &run);
+  AddBenchCommand(app, &run);
   AddPlanCommand(app, &run);
   AddDoctorCommand(app, &run);
   const base::ParsedFlags parsed = app.Parse(argc, argv);

@@ -199,7 +199,7 @@ TEST(CommandWithoutServerTest, EngineFlagsThatContradictExitTwo) {
 
 TEST(CommandWithoutServerTest, EveryHelpHasAnExample) {
   for (const std::string command :
-       {"serve", "generate", "classify", "tokenize", "status", "plan", "doctor"}) {
+       {"serve", "generate", "classify", "tokenize", "status", "bench", "plan", "doctor"}) {
     const CommandResult help = Conclave({command, "--help"});
     EXPECT_EQ(help.exit_code, 0) << command;
     EXPECT_THAT(help.out, HasSubstr("conclave " + command)) << command;
