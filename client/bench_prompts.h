@@ -11,8 +11,8 @@
 namespace conclave::client {
 
 // Prompts are drawn from the ids below this. gpt-oss has its special tokens at the end of the
-// vocabulary, the end tokens among the first of them: so below the smallest end token, unless that
-// would leave less than half of the vocabulary, which tells of another layout: then the whole.
+// vocabulary, the end tokens among the first five of them: so below the smallest end token, unless
+// that would leave less than half of the vocabulary, which tells of another layout: then the whole.
 uint32_t PromptIdLimit(const v1::GetModelResponse& model);
 
 struct RequestShape {
