@@ -12,9 +12,12 @@ A cuda_library is an ordinary dependency of cc targets (it returns CcInfo). Thos
 """
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
-load("@cuda//:defs.bzl", "CUDA_HOME", _CUDA_COMPATIBLE = "CUDA_COMPATIBLE")
+load("@cuda//:defs.bzl", "CUDA_HOME", _CUDA_COMPATIBLE = "CUDA_COMPATIBLE", _NCCL_COMPATIBLE = "NCCL_COMPATIBLE")
 
 CUDA_COMPATIBLE = _CUDA_COMPATIBLE
+
+# Of targets that need NCCL's header too: instead of the above.
+NCCL_COMPATIBLE = _NCCL_COMPATIBLE
 
 _NVCC_FLAGS = [
     "-gencode",

@@ -2,6 +2,7 @@
 
 Looks for nvcc in $CUDA_HOME, /usr/local/cuda and $PATH. Without one, `CUDA_COMPATIBLE` marks every
 GPU target incompatible: `bazel build //...` skips them and says so, asking for one by name fails.
+`NCCL_COMPATIBLE` does the same where nccl.h is missing, in /usr/include and beside CUDA's headers.
 """
 
 def _find_cuda_home(ctx):
@@ -15,6 +16,7 @@ def _find_cuda_home(ctx):
 _DEFS = """
 CUDA_HOME = "{home}"
 CUDA_COMPATIBLE = {compatible}
+NCCL_COMPATIBLE = {nccl_compatible}
 """
 
 # The headers are one directory, not a glob: they are thousands.
@@ -47,9 +49,11 @@ cc_library(
     deps = [":cudart"],
 )
 
+# The declarations alone: the program itself loads libnccl.so.2 when it needs it, so that a worker
+# runs where there is none. The path of the build machine is a hint to the loader.
 cc_library(
     name = "nccl",
-    linkopts = ["-lnccl"],
+    linkopts = ["-ldl", "-Wl,-rpath,{lib}"],
     target_compatible_with = {nccl_compatible},
     deps = [":cudart"],
 )
@@ -70,17 +74,19 @@ def _cuda_configure_impl(ctx):
     if home:
         ctx.symlink(str(home) + "/include", "include")
         lib = str(home) + "/lib64"
-    nccl = home and _nccl_found(ctx, home)
+    compatible = [] if home else _INCOMPATIBLE
+    nccl_compatible = [] if home and _nccl_found(ctx, home) else _INCOMPATIBLE
     ctx.file("WORKSPACE", "workspace(name = \"%s\")\n" % ctx.name)
     ctx.file("BUILD.bazel", _BUILD.format(
         lib = lib,
         headers = ["include"] if home else [],
-        compatible = [] if home else _INCOMPATIBLE,
-        nccl_compatible = [] if nccl else _INCOMPATIBLE,
+        compatible = compatible,
+        nccl_compatible = nccl_compatible,
     ))
     ctx.file("defs.bzl", _DEFS.format(
         home = home or "",
-        compatible = [] if home else _INCOMPATIBLE,
+        compatible = compatible,
+        nccl_compatible = nccl_compatible,
     ))
 
 cuda_configure = repository_rule(

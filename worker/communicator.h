@@ -7,9 +7,10 @@
 // Obligations of an implementation:
 //  1. Calls come from one thread, the step thread; Abort may come from any.
 //  2. A failure (peer gone, time-out, Abort) is UNAVAILABLE, on this and on every later call; no
-//     exception leaves.
+//     exception leaves. Where calls only enqueue, a failure shows on a later call and in Check.
 //  3. Sums are ordered: ascending rank, whatever arrives first; all ranks get the same bits.
-//  4. Nothing hangs longer than the time-out it was made with, nor 2 s after Abort.
+//  4. Neither a call nor the stream it enqueued on hangs 2 s after Abort, nor longer than the
+//     time-out it was made with (Gloo; NCCL has none).
 //  5. A rank's share of its own data never crosses the wire.
 
 #include <cstdint>
@@ -50,17 +51,25 @@ class Communicator {
                                  std::span<const int64_t> recv_bytes,
                                  std::span<const int64_t> recv_offsets) = 0;
 
-  // data = ordered sum over the ranks, in its own dtype (f32 or f64).
+  // data = ordered sum over the ranks, in its own dtype: f32 or f64 (Gloo); f32, or bf16 added in
+  // float32 and rounded once (NCCL).
   virtual absl::Status AllReduceSum(kernels::Tensor data) = 0;
 
   // `data` [rows, cols] is cut by `row_begin` [size + 1]; `out` gets the ordered sum of this rank's
-  // rows. f32 or f64.
+  // rows. Dtypes as above.
   virtual absl::Status ReduceScatterSum(kernels::Tensor data, std::span<const int64_t> row_begin,
                                         kernels::Tensor out) = 0;
 
   // `data` [rows, cols]: each rank has filled its rows [row_begin[r], row_begin[r + 1]); afterwards
   // all have all. Any dtype.
   virtual absl::Status AllGatherRows(kernels::Tensor data, std::span<const int64_t> row_begin) = 0;
+
+  // True: calls enqueue on a stream and return; the time they take on the host says nothing.
+  virtual bool asynchronous() const { return false; }
+
+  // The first failure so far. Results that a stream brought are believed only when this is OK once
+  // they are there.
+  virtual absl::Status Check() { return absl::OkStatus(); }
 
   // Any thread: makes a running call and all later ones fail.
   virtual void Abort() = 0;

@@ -59,8 +59,9 @@ absl::StatusOr<std::shared_ptr<const ExchangeBuffers>> ExchangeBuffers::Create(
   ASSIGN_OR_RETURN(buffers->recv, allocate(DType::kU8, ranks * (1 + rows), slot_bytes));
   ASSIGN_OR_RETURN(buffers->returned,
                    allocate(ops.partial_dtype(), ranks * rows, config.hidden_size));
-  ASSIGN_OR_RETURN(buffers->send_counts, allocate(DType::kI32, ranks, 1));
-  ASSIGN_OR_RETURN(buffers->received_counts, allocate(DType::kI32, ranks, 1));
+  ASSIGN_OR_RETURN(buffers->counts, allocate(DType::kI32, 2 * ranks, 1));
+  buffers->send_counts = buffers->counts.Rows(0, ranks);
+  buffers->received_counts = buffers->counts.Rows(ranks, ranks);
   ASSIGN_OR_RETURN(buffers->send_index, allocate(DType::kI32, std::max<int64_t>(rows, 1), ranks));
   return buffers;
 }

@@ -33,6 +33,7 @@ struct ExchangeBuffers {
   kernels::Tensor send;             // u8 [world * (1 + max_rows), slot_bytes]
   kernels::Tensor recv;             // likewise
   kernels::Tensor returned;         // partial [world * max_rows, H]
+  kernels::Tensor counts;           // i32 [2 * world, 1], the two below, read together
   kernels::Tensor send_counts;      // i32 [world, 1]
   kernels::Tensor received_counts;  // i32 [world, 1]
   kernels::Tensor send_index;       // i32 [max_rows, world]

@@ -2,6 +2,7 @@
 // headers or gaps; the sums come home packed alike.
 
 #include <numeric>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -25,8 +26,9 @@ class ExactExchange final : public ExpertExchangeBase {
   ExactExchange(const model::Config& config, Communicator& world, kernels::Ops& ops,
                 const ExchangeOptions& options, std::shared_ptr<const ExchangeBuffers> buffers)
       : ExpertExchangeBase(config, world, ops, options, std::move(buffers)),
-        sent_(world.size()),
-        received_(world.size()),
+        counts_(2 * world.size()),
+        sent_(counts_.data(), world.size()),
+        received_(counts_.data() + world.size(), world.size()),
         first_sent_(world.size()),
         first_received_(world.size()),
         out_(world.size()),
@@ -76,8 +78,9 @@ class ExactExchange final : public ExpertExchangeBase {
   absl::Status ExchangeCounts() {
     RETURN_IF_ERROR(world_.AllToAll(buffers_->send_counts.data, buffers_->received_counts.data,
                                     sizeof(int32_t)));
-    ops_.Read(buffers_->send_counts, sent_.data());
-    ops_.Read(buffers_->received_counts, received_.data());
+    ops_.Read(buffers_->counts, counts_.data());
+    // What an exchange that failed brought is not worth looking at.
+    RETURN_IF_ERROR(world_.Check());
     std::exclusive_scan(sent_.begin(), sent_.end(), first_sent_.begin(), 0);
     std::exclusive_scan(received_.begin(), received_.end(), first_received_.begin(), 0);
     for (int32_t count : received_) {
@@ -89,8 +92,9 @@ class ExactExchange final : public ExpertExchangeBase {
     return absl::OkStatus();
   }
 
-  std::vector<int32_t> sent_;      // [world] copies to each rank
-  std::vector<int32_t> received_;  // [world] copies from each rank
+  std::vector<int32_t> counts_;        // [2 * world], what follows
+  const std::span<int32_t> sent_;      // [world] copies to each rank
+  const std::span<int32_t> received_;  // [world] copies from each rank
   std::vector<int32_t> first_sent_;
   std::vector<int32_t> first_received_;
   Blocks out_;

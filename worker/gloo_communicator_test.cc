@@ -16,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/communicator.h"
+#include "worker/rank_processes.h"
 
 namespace conclave::worker {
 namespace {
@@ -277,35 +278,6 @@ TEST(GlooCommunicator, AnAddressOfAnotherMachineIsRefusedWithOurs) {
 }
 
 // --- Failures of processes. ---
-
-// A folder that the processes of one test share.
-class FolderRendezvous final : public Rendezvous {
- public:
-  explicit FolderRendezvous(std::filesystem::path folder) : folder_(std::move(folder)) {}
-
-  absl::Status Put(const std::string& key, const std::string& value) override {
-    const std::filesystem::path file = Path(key);
-    std::ofstream(file.string() + ".tmp", std::ios::binary) << value;
-    std::filesystem::rename(file.string() + ".tmp", file);
-    return absl::OkStatus();
-  }
-  absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) override {
-    const absl::Time deadline = absl::Now() + timeout;
-    while (!std::filesystem::exists(Path(key))) {
-      if (absl::Now() > deadline) return absl::DeadlineExceededError(key);
-      std::this_thread::yield();
-    }
-    std::ifstream file(Path(key), std::ios::binary);
-    return std::string{std::istreambuf_iterator<char>(file), {}};
-  }
-
- private:
-  std::filesystem::path Path(std::string key) const {
-    for (char& c : key) c = c == '/' ? '_' : c;
-    return folder_ / key;
-  }
-  std::filesystem::path folder_;
-};
 
 constexpr int kUnavailableExit = 7;
 constexpr int kRounds = 20;

@@ -10,7 +10,9 @@ absl::Status MeteredCommunicator::Measure(const Call& call) {
   const double waited_before = inner_.seconds_waited();
   const auto start = std::chrono::steady_clock::now();
   absl::Status status = call();
-  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!inner_.asynchronous()) {
+    seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
   bytes_sent_ += inner_.bytes_sent() - bytes_before;
   seconds_waited_ += inner_.seconds_waited() - waited_before;
   return status;

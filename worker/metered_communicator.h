@@ -26,10 +26,12 @@ class MeteredCommunicator final : public Communicator {
   absl::Status ReduceScatterSum(kernels::Tensor data, std::span<const int64_t> row_begin,
                                 kernels::Tensor out) override;
   absl::Status AllGatherRows(kernels::Tensor data, std::span<const int64_t> row_begin) override;
+  bool asynchronous() const override { return inner_.asynchronous(); }
+  absl::Status Check() override { return inner_.Check(); }
   void Abort() override { inner_.Abort(); }
   // Through this object alone.
   int64_t bytes_sent() const override { return bytes_sent_; }
-  double seconds() const { return seconds_; }
+  double seconds() const { return seconds_; }  // 0 where calls only enqueue
   double seconds_waited() const override { return seconds_waited_; }
 
  private:

@@ -49,9 +49,14 @@ class DeviceArray {
 
   T* data() const { return static_cast<T*>(buffer_.memory.get()); }
   int64_t size() const { return size_; }
-  void Poison() { EXPECT_CUDA_OK(cudaMemset(data(), 0xFF, size_ * sizeof(T))); }
+  // Both are done when they return, for streams that do not wait for the default one.
+  void Poison() {
+    EXPECT_CUDA_OK(cudaMemset(data(), 0xFF, size_ * sizeof(T)));
+    EXPECT_CUDA_OK(cudaStreamSynchronize(nullptr));
+  }
   void Upload(const std::vector<T>& host) {
     EXPECT_CUDA_OK(cudaMemcpy(data(), host.data(), host.size() * sizeof(T), cudaMemcpyDefault));
+    EXPECT_CUDA_OK(cudaStreamSynchronize(nullptr));
   }
   // Waits for all streams.
   std::vector<T> Download() const {

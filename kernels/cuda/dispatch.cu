@@ -47,7 +47,10 @@ __global__ void __launch_bounds__(kPlaceThreads)
     if (row < p.rows) p.send_index[row * p.tables.world + destination] = goes ? index : -1;
     __syncthreads();
   }
-  if (threadIdx.x == 0) p.counts[destination] = placed;
+  if (threadIdx.x == 0) {
+    p.counts[destination] = placed;
+    if (p.totals != nullptr) p.totals[destination] += placed;
+  }
   // The header: the count, the rest zero, since all of it goes over the wire.
   auto* header = reinterpret_cast<int32_t*>(Slot(p, destination, 0));
   for (int i = static_cast<int>(threadIdx.x); i < p.layout.slot_bytes / 4; i += kPlaceThreads) {

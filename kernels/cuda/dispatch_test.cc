@@ -96,6 +96,8 @@ void ExpectPacked(RandomData& random, int rows, int64_t hidden, int experts, int
   const Bf16Array normed(step.normed);
   const DeviceArray<int32_t> ids(step.ids);
   const DeviceArray<float> weights(step.weights);
+  const DeviceArray<uint64_t> totals(std::vector<uint64_t>(world, 0));
+  std::vector<uint64_t> expected_totals(world, 0);
   for (int repeat = 0; repeat < 2; ++repeat) {
     DeviceArray<std::byte> send(static_cast<int64_t>(expected.send.size()));
     DeviceArray<int32_t> send_index(static_cast<int64_t>(expected.send_index.size()));
@@ -113,9 +115,12 @@ void ExpectPacked(RandomData& random, int rows, int64_t hidden, int experts, int
     a.send = send.data();
     a.send_index = send_index.data();
     a.counts = counts.data();
+    a.totals = totals.data();
     PackDispatch(a, nullptr);
     EXPECT_CUDA_OK(cudaGetLastError());
     EXPECT_EQ(counts.Download(), expected.counts);
+    for (int d = 0; d < world; ++d) expected_totals[d] += expected.counts[d];
+    EXPECT_EQ(totals.Download(), expected_totals);
     EXPECT_TRUE(SameBits(send_index.Download(), expected.send_index));
     EXPECT_TRUE(SameBits(send.Download(), expected.send));
   }

@@ -157,6 +157,13 @@ ExpertPlan ExpertKernels::Choose(const CudaExpertWeights& weights,
   return plan;
 }
 
+void ExpertKernels::CountLoad(const CudaExpertWeights& weights, const ExpertTokens& tokens,
+                              const LoadTotals& totals, cudaStream_t stream) const {
+  if (tokens.max_copies == 0) return;
+  CONCLAVE_CHECK(weights.num_local() <= kMaxCountedExperts);
+  CountExpertLoad(Tokens(weights, tokens), totals, stream);
+}
+
 void ExpertKernels::GateUp(const CudaExpertWeights& weights, const ExpertTokens& tokens,
                            Tensor activations, cudaStream_t stream) {
   if (tokens.max_copies == 0 || weights.num_local() == 0) return;

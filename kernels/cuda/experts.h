@@ -33,6 +33,7 @@
 #include "absl/status/statusor.h"
 #include "base/thread_pool.h"
 #include "kernels/cuda/expert_args.h"
+#include "kernels/cuda/expert_load.h"
 #include "kernels/cuda/expert_stream.h"
 #include "kernels/ops.h"
 #include "kernels/tensor.h"
@@ -133,6 +134,10 @@ class ExpertKernels {
   // same stream: it uses GateUp's sorting of the tokens, and starts before GateUp has ended.
   void Down(const CudaExpertWeights& weights, const ExpertTokens& tokens, Tensor activations,
             Tensor partial, cudaStream_t stream);
+
+  // Adds the tokens to the totals; before GateUp of the same tokens or after Down.
+  void CountLoad(const CudaExpertWeights& weights, const ExpertTokens& tokens,
+                 const LoadTotals& totals, cudaStream_t stream) const;
 
   ExpertPlan Choose(const CudaExpertWeights& weights, const ExpertTokens& tokens) const;
   // For tests and benchmarks: this plan instead of the table's, where it can run.
