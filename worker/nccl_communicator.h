@@ -7,7 +7,7 @@
 //   enqueued after them. Memory is device memory. Sums take f32 and bf16.
 // - After creation nothing is allocated, and nothing waits for the stream or for a peer: every call
 //   can be captured into a CUDA graph (in thread-local capture mode) and replayed. Graphs are
-//   destroyed before the communicator.
+//   destroyed before the communicator, whose destructor waits for them.
 // - A failure reaches the rank between two calls: a thread of the communicator's own asks NCCL for
 //   it, and ends what waits on the stream, as Abort does. So what was enqueued completes, with
 //   garbage; Check() then tells, and is to be asked before a step's results are believed. A peer
