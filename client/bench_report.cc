@@ -103,6 +103,7 @@ Json ModelJson(const v1::GetModelResponse& model) {
           {"expert_format", model.experts().resident_format()},
           {"kernel", model.experts().kernel()},
           {"fallback_reason", model.experts().fallback_reason()},
+          {"mxfp4_launches", model.experts().mxfp4_launches()},
           {"max_running", model.limits().max_running()},
           {"max_step_tokens", model.limits().max_step_tokens()}};
 }

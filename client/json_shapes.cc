@@ -48,7 +48,8 @@ Json RankJson(const v1::Rank& rank) {
           {"exchange_seconds", rank.exchange_seconds()},
           {"wait_seconds", rank.wait_seconds()},
           {"dispatched_copies", rank.dispatched_copies()},
-          {"exchange_bytes", rank.exchange_bytes()}};
+          {"exchange_bytes", rank.exchange_bytes()},
+          {"mxfp4_launches", rank.mxfp4_launches()}};
 }
 
 Json CountersJson(const v1::Counters& counters) {

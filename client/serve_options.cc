@@ -96,6 +96,8 @@ void AddServeFlags(base::FlagSet& command, ServeOptions* options) {
   command.Add("--threads", &options->threads, "CPU threads of a worker [processors / workers]")
       .Type("N")
       .Range(1, 4096);
+  command.AddSwitch("--no-graphs", &options->no_graphs,
+                    "With --device cuda: launch every kernel by itself, not as a CUDA graph");
   command.Add("--log-level", &options->log_level, "Of the children")
       .OneOf({"trace", "debug", "info", "warn", "error", "off"})
       .ShowDefault();
@@ -142,22 +144,29 @@ std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std:
   return argv;
 }
 
-std::vector<std::string> WorkerArgv(const ServeOptions& options, const std::string& internal) {
-  return {options.worker_binary,
-          "--coordinator",
-          internal,
-          "--advertise-address",
-          "127.0.0.1",
-          "--interface",
-          "lo",
-          "--device",
-          options.device,
-          "--health-listen",
-          "127.0.0.1:0",
-          "--threads",
-          std::to_string(ThreadsPerWorker(options)),
-          "--log-level",
-          options.log_level};
+std::vector<std::string> WorkerArgv(const ServeOptions& options, int index,
+                                    const std::string& internal) {
+  std::vector<std::string> argv = {options.worker_binary,
+                                   "--coordinator",
+                                   internal,
+                                   "--advertise-address",
+                                   "127.0.0.1",
+                                   "--interface",
+                                   "lo",
+                                   "--device",
+                                   options.device,
+                                   "--health-listen",
+                                   "127.0.0.1:0",
+                                   "--threads",
+                                   std::to_string(ThreadsPerWorker(options)),
+                                   "--log-level",
+                                   options.log_level};
+  if (options.device != "cuda") return argv;
+  // More workers than GPUs share them in turn: for tests, not for speed.
+  argv.emplace_back("--cuda-device");
+  argv.push_back(std::to_string(index % std::max(1, options.cuda_devices)));
+  if (options.no_graphs) argv.emplace_back("--no-graphs");
+  return argv;
 }
 
 std::string DialAddress(const std::string& address) {

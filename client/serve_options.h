@@ -22,6 +22,8 @@ struct ServeOptions {
   std::vector<std::string> heads;     // NAME=DIR
   ShapeFlags shape_flags{.workers = 1};
   std::string device = "cpu";
+  int cuda_devices = 0;  // that workers see, for device cuda
+  bool no_graphs = false;
   std::string listen = kDefaultServer;
   std::string internal_listen = "127.0.0.1:0";
   int threads = 0;  // of each worker; 0: its share of the processors
@@ -49,7 +51,9 @@ std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std:
                                          const std::string& internal_listen);
 
 // `internal` is where the coordinator waits for workers. Workers reach each other over loopback.
-std::vector<std::string> WorkerArgv(const ServeOptions& options, const std::string& internal);
+// Of worker `index`.
+std::vector<std::string> WorkerArgv(const ServeOptions& options, int index,
+                                    const std::string& internal);
 
 // Where a client on this machine reaches what listens at `address`: 0.0.0.0 and [::] are not
 // addresses to dial.

@@ -91,13 +91,13 @@ TEST(ServeOptionsTest, EachHeadPassesThroughWithAnAbsoluteFolder) {
 
 TEST(ServeOptionsTest, WorkersUseLoopbackAndShareTheProcessors) {
   ServeOptions options = Parse({"--model", "m", "--workers", "2", "--threads", "3"});
-  auto argv = WorkerArgv(options, "127.0.0.1:9");
+  auto argv = WorkerArgv(options, 0, "127.0.0.1:9");
   EXPECT_EQ(ValueOf(argv, "--coordinator"), "127.0.0.1:9");
   EXPECT_EQ(ValueOf(argv, "--advertise-address"), "127.0.0.1");
   EXPECT_EQ(ValueOf(argv, "--interface"), "lo");
   EXPECT_EQ(ValueOf(argv, "--threads"), "3");
   options = Parse({"--model", "m", "--workers", "4000"});
-  argv = WorkerArgv(options, "127.0.0.1:9");
+  argv = WorkerArgv(options, 0, "127.0.0.1:9");
   EXPECT_EQ(ValueOf(argv, "--threads"), "1");
 }
 

@@ -96,7 +96,7 @@ absl::Status ServeSession::StartWorkers() {
     const std::string name = fmt::format("worker {}", i);
     RETURN_IF_ERROR(supervisor_
                         .Start({.name = name,
-                                .argv = WorkerArgv(options_, DialAddress(internal_)),
+                                .argv = WorkerArgv(options_, i, DialAddress(internal_)),
                                 .log_file = LogFile(fmt::format("worker-{}", i)),
                                 .lines_of_stdout = false})
                         .status());

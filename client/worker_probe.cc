@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <string_view>
 
 #include "client/format.h"
@@ -52,7 +53,21 @@ std::string Mxfp4Text(const Json& probe) {
   return reason.empty() ? text : fmt::format("{}, because {}", text, Explain(reason));
 }
 
+std::string CudaText(const Json& cuda, bool available) {
+  if (!available) {
+    return Line("CUDA", "not available: " + Explain(StringOr(cuda, "reason", "")));
+  }
+  return Line("CUDA", fmt::format("available: {} x {}", NumberOr0(cuda, "devices"),
+                                  StringOr(cuda, "device_name", "unknown"))) +
+         Line("CUDA kernel", fmt::format("{}, MXFP4 native", StringOr(cuda, "kernel", "unknown"))) +
+         Line("CUDA memory", FormatBytes(NumberOr0(cuda, "memory_bytes")));
+}
+
 }  // namespace
+
+int CudaDevices(const Json& probe) {
+  return static_cast<int>(std::min<uint64_t>(NumberOr0(Cuda(probe), "devices"), 1024));
+}
 
 absl::StatusOr<Json> ProbeWorker(const std::string& worker_binary) {
   const auto finished = RunProcess({worker_binary, "--probe"}, absl::Seconds(30));
@@ -81,10 +96,7 @@ std::string ProbeText(const Json& probe) {
     const std::string version = StringOr(probe, library, "");
     if (!version.empty()) text += Line(library, version);
   }
-  text += Line("CUDA", CudaAvailable(probe)
-                           ? "available"
-                           : "not available: " + Explain(StringOr(Cuda(probe), "reason", "")));
-  return text;
+  return text + CudaText(Cuda(probe), CudaAvailable(probe));
 }
 
 absl::Status CheckDevice(const Json& probe, const std::string& device) {

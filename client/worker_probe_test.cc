@@ -51,8 +51,15 @@ TEST(WorkerProbeTest, CudaWithoutABackendIsRefused) {
 TEST(WorkerProbeTest, AnAvailableDeviceIsAccepted) {
   EXPECT_TRUE(CheckDevice(CpuProbe("no_gpu"), "cpu").ok());
   Json probe = CpuProbe("");
-  probe["cuda"]["available"] = true;
+  probe["cuda"] = {{"available", true},
+                   {"reason", ""},
+                   {"devices", 2u},
+                   {"device_name", "Some GPU"},
+                   {"kernel", "cuda_mxfp4_sm90a"}};
   EXPECT_TRUE(CheckDevice(probe, "cuda").ok());
+  EXPECT_EQ(CudaDevices(probe), 2);
+  EXPECT_THAT(ProbeText(probe), HasSubstr("available: 2 x Some GPU"));
+  EXPECT_THAT(ProbeText(probe), HasSubstr("cuda_mxfp4_sm90a, MXFP4 native"));
 }
 
 TEST(WorkerProbeTest, AProgramThatDoesNotPrintAnObjectIsAnError) {

@@ -63,10 +63,11 @@ MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
 }
 
 RankMemory MemoryOf(const ClusterOptions& options, const ClusterMember& member) {
+  const bool cuda = member.registration.device() == "cuda";
   int64_t held = Clamped(member.kv_bytes);
-  if (WeightsArePrivate(options)) held += Clamped(member.weight_bytes);
+  if (cuda || WeightsArePrivate(options)) held += Clamped(member.weight_bytes);
   return {.host_id = member.registration.host_id(),
-          .cuda = member.registration.device() == "cuda",
+          .cuda = cuda,
           .total_bytes = Clamped(member.registration.total_memory_bytes()),
           .free_bytes = Clamped(member.free_memory_bytes),
           .held_bytes = held};

@@ -59,6 +59,7 @@ void AddRank(const Cluster& cluster, const ClusterMember& member, v1::Rank& rank
   rank.set_wait_seconds(member.stats.wait_seconds());
   rank.set_dispatched_copies(member.stats.dispatched_copies());
   rank.set_exchange_bytes(member.stats.exchange_bytes());
+  rank.set_mxfp4_launches(member.stats.mxfp4_launches());
   AddLayers(options.placement, member, rank);
 }
 

@@ -14,8 +14,9 @@ namespace {
 // Share of a host's free memory that the cache may take unasked: the host has other uses for the
 // rest, and page cache of the weights is one of them.
 constexpr double kHostShare = 0.10;
-// Share of a GPU's memory that may be planned; the rest is the driver's and the libraries'.
-constexpr double kDeviceShare = 0.90;
+// Share of a GPU's memory that may be planned; the rest is the driver's, the libraries' and
+// the kernels' own working memory (1.4 GB for 120b).
+constexpr double kDeviceShare = 0.93;
 
 std::string Bytes(int64_t bytes) {
   constexpr double kMiB = 1 << 20;
@@ -46,10 +47,11 @@ std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory
   std::map<std::string, Domain> domains;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     const RankMemory& memory = ranks[rank];
-    const std::string name =
-        memory.cuda ? fmt::format("rank {}", rank) : fmt::format("host {}", memory.host_id);
-    Domain& domain = domains[name];
-    domain.name = name;
+    Domain& domain = domains[memory.host_id];
+    if (domain.ranks == 0) {
+      domain.name = memory.cuda ? fmt::format("the GPU of rank {}", rank)
+                                : fmt::format("host {}", memory.host_id);
+    }
     domain.cuda = memory.cuda;
     ++domain.ranks;
     domain.total = std::min(domain.total, memory.total_bytes);
@@ -59,9 +61,9 @@ std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory
   }
   std::vector<Domain> list;
   for (auto& [name, domain] : domains) {
-    if (!domain.cuda && needs.weights_are_private) {
+    if (domain.cuda || needs.weights_are_private) {
       domain.private_weights = domain.weights;
-    } else if (!domain.cuda) {
+    } else {
       domain.weights = std::min(domain.weights, needs.model_bytes);
     }
     list.push_back(std::move(domain));
@@ -73,7 +75,8 @@ std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory
 int64_t Grant(const MemoryNeeds& needs, const Domain& domain) {
   if (domain.cuda) {
     const auto usable = static_cast<int64_t>(domain.total * kDeviceShare);
-    return usable - domain.weights - needs.activation_bytes;
+    const int64_t left = std::min(usable, domain.available()) - domain.weights;
+    return left / domain.ranks - needs.activation_bytes;
   }
   const int64_t left = domain.available() - domain.private_weights;
   return static_cast<int64_t>(left * kHostShare) / domain.ranks;
@@ -82,8 +85,7 @@ int64_t Grant(const MemoryNeeds& needs, const Domain& domain) {
 absl::Status CheckFits(const MemoryNeeds& needs, const Domain& domain, int64_t cache_bytes) {
   const int64_t cache = cache_bytes * domain.ranks;
   const int64_t activations = needs.activation_bytes * domain.ranks;
-  const bool fits_free =
-      domain.cuda || domain.private_weights + cache + activations <= domain.available();
+  const bool fits_free = domain.private_weights + cache + activations <= domain.available();
   const bool fits_total = domain.weights + cache + activations <= domain.total;
   if (fits_free && fits_total) return absl::OkStatus();
   return absl::FailedPreconditionError(fmt::format(

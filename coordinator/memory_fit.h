@@ -17,8 +17,8 @@ namespace conclave::coordinator {
 
 // Memory that one rank would use, as its worker reported it.
 struct RankMemory {
-  std::string host_id;  // equal for ranks that share one host's memory
-  bool cuda = false;    // has memory of its own
+  std::string host_id;  // equal for ranks that share one host's memory, or one GPU's
+  bool cuda = false;
   int64_t total_bytes = 0;
   int64_t free_bytes = 0;
   int64_t held_bytes = 0;  // of the last epoch: freed, or used again, in the next one

@@ -119,12 +119,19 @@ TEST(FitMemory, AGpuHoldsItsOwnWeightsAndFillsUpWithCache) {
   MemoryNeeds needs = Needs();
   needs.full_block_bytes = kMiB;
   needs.sliding_block_bytes = kMiB;
-  std::vector<RankMemory> gpus = OneHost(140 * kMiB, 139 * kMiB);
-  for (RankMemory& gpu : gpus) gpu.cuda = true;
+  std::vector<RankMemory> gpus = OneHost(136 * kMiB, 135 * kMiB);
+  for (size_t rank = 0; rank < gpus.size(); ++rank) {
+    gpus[rank].cuda = true;
+    gpus[rank].host_id = "gpu-" + std::to_string(rank);
+  }
   const auto cache = FitMemory(needs, gpus, 0);
   ASSERT_TRUE(cache.ok()) << cache.status();
   // 126 less 100 of weights and 10 of activations.
   EXPECT_EQ(cache->full_blocks() + cache->sliding_blocks(), 16u);
+  // What others hold of a GPU is not there to be planned.
+  std::vector<RankMemory> shared = gpus;
+  shared[0].free_bytes = 122 * kMiB;
+  EXPECT_EQ(FitMemory(needs, shared, 0)->full_blocks() + cache->sliding_blocks(), 12u);
   gpus[1].total_bytes = 105 * kMiB;
   EXPECT_THAT(FitMemory(needs, gpus, 0).status().ToString(), HasSubstr("rank 1"));
 }

@@ -101,6 +101,9 @@ grpc::ServerUnaryReactor* ModelServiceImpl::GetModel(grpc::CallbackServerContext
           out->mutable_experts()->set_resident_format(cluster.ranks(0).expert_format());
           out->mutable_experts()->set_kernel(cluster.ranks(0).kernel());
         }
+        uint64_t launches = 0;
+        for (const v1::Rank& rank : cluster.ranks()) launches += rank.mxfp4_launches();
+        out->mutable_experts()->set_mxfp4_launches(launches);
         return absl::OkStatus();
       });
 }

@@ -52,12 +52,41 @@ struct SequenceRun {
   int sliding_first = 0;
 };
 
+// How one row is sampled.
+struct SampleParams {
+  float temperature = 1;  // 0: arg-max, ties to the lowest id
+  int top_k = 0;          // 0: all
+  float top_p = 1;
+  float min_p = 0;
+  uint64_t seed = 0;
+  int position = 0;   // of the token drawn: the draw is a function of (seed, position)
+  int logprobs = -1;  // entries of the top list, -1: no log-probabilities
+};
+
 // The rows of one step, host memory that stays valid until Finish.
 struct StepBatch {
   std::span<const int32_t> token_ids;  // [T] an id, or -1 - slot: the token sampled last for slot
   std::span<const int32_t> positions;  // [T]
   std::span<const SequenceRun> runs;   // cover the rows in order
+  // The rows whose next token is drawn, how, and the slots whose last token it becomes, [n] each.
+  std::span<const int32_t> sample_rows = {};
+  std::span<const SampleParams> sample_params = {};
+  std::span<const int32_t> sample_slots = {};
+  // Not 0: between BeginStep and Submit come the same calls, with the same tensors, in every step
+  // of this key for which BeginStep returns as many rows, and none that takes other host memory.
+  uint64_t record_key = 0;
   int rows() const { return static_cast<int>(token_ids.size()); }
+};
+
+// How a backend runs a step.
+struct StepLaunch {
+  // Rows and sampled rows that the ops are called with. More than the batch has where it was
+  // rounded up to a size that is recorded: what ops make of the rows past its last is never used,
+  // none of them goes to an expert, and none reaches the cache.
+  int rows = 0;
+  int samples = 0;
+  // The calls of an earlier step were recorded and stand for this one's: make none before Submit.
+  bool replayed = false;
 };
 
 // One layer's keys and values, paged. [blocks, kv_heads, block_tokens, D] each, activation_dtype().
@@ -120,16 +149,6 @@ struct DispatchTables {
   const int32_t* rank_of_expert = nullptr;
 };
 
-// How one row is sampled.
-struct SampleParams {
-  float temperature = 1;  // 0: arg-max, ties to the lowest id
-  int top_k = 0;          // 0: all
-  float top_p = 1;
-  float min_p = 0;
-  uint64_t seed = 0;
-  int position = 0;   // of the token drawn: the draw is a function of (seed, position)
-  int logprobs = -1;  // entries of the top list, -1: no log-probabilities
-};
 inline constexpr int kMaxLogprobs = 20;
 
 // Outputs of Sample, device memory.
@@ -147,6 +166,9 @@ class Ops {
   virtual const KernelInfo& info() const = 0;
   virtual DType activation_dtype() const = 0;  // f32 on CPU, bf16 on CUDA
   virtual DType partial_dtype() const = 0;     // f64 on CPU, f32 on CUDA
+  // Products with MXFP4 expert weights so far, two for each call of ExpertGateUp and ExpertDown
+  // together: the kernels in use, not those present. 0 where experts are held in bf16.
+  virtual uint64_t mxfp4_launches() const = 0;
 
   // --- Memory and weights; at start-up only. ---
 
@@ -160,7 +182,14 @@ class Ops {
 
   // --- One step. ---
 
-  virtual void BeginStep(const StepBatch& batch) = 0;
+  virtual StepLaunch BeginStep(const StepBatch& batch) = 0;
+
+  // Forgets recorded steps: before tensors, weights or a communicator that they used go away.
+  virtual void ForgetRecorded() = 0;
+
+  // Enqueues what was recorded. Reads, and ops whose number depends on the batch (heads), follow
+  // it.
+  virtual void Submit() = 0;
 
   // x [T, H] = embedding rows; `shard` holds ids [first_id, first_id + shard.rows). Rows of other
   // ids become 0, so that a sum over the tp ranks is exact.
@@ -182,10 +211,11 @@ class Ops {
                                 Tensor partial) = 0;
 
   // x += partial (rounded once); normed = RMSNorm(x); routing of normed. `forced` i32 [rows, k] in
-  // host memory replaces the choice where it is not negative; null: none. x, partial and normed may
-  // be a subset of the step's rows.
-  virtual void ResidualNormRoute(const RouterWeights& weights, Tensor partial, Tensor x,
-                                 const int32_t* forced, Tensor normed, const Routing& routing) = 0;
+  // host memory replaces the choice where it is not negative; null: none. x, partial and normed are
+  // the step's rows from `first_row` on, or some of them.
+  virtual void ResidualNormRoute(const RouterWeights& weights, int first_row, Tensor partial,
+                                 Tensor x, const int32_t* forced, Tensor normed,
+                                 const Routing& routing) = 0;
 
   // activations [r * k + j, I]: clamped SwiGLU of choice j of the copy with output row
   // r = first_output[s] + i. Choices computed elsewhere are left alone.
@@ -217,6 +247,10 @@ class Ops {
   virtual void Logits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
                       std::span<const int32_t> rows, Tensor logits) = 0;
 
+  // As Logits, of the batch's sampled rows [first, first + n).
+  virtual void SampledLogits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
+                             int first, Tensor logits) = 0;
+
   // As Logits, for a classification head, bias added: f32 [n, labels].
   virtual void HeadLogits(const VectorWeight& final_norm, const DenseWeight& head,
                           const VectorWeight& bias, Tensor x, std::span<const int32_t> rows,
@@ -226,12 +260,12 @@ class Ops {
   // split over the tp ranks.
   virtual void JoinColumns(std::span<const Tensor> blocks, Tensor out) = 0;
 
-  // Draws one token for every row of `logits` f32 [n, V].
-  virtual void Sample(Tensor logits, std::span<const SampleParams> params,
-                      const SampleOutput& output) = 0;
+  // Draws one token for every row of `logits` f32 [n, V], those of the batch's sampled rows
+  // [first, first + n).
+  virtual void Sample(Tensor logits, int first, const SampleOutput& output) = 0;
 
-  // Makes tokens i32 [n, 1] the last sampled tokens of `slots` (host memory), for later steps.
-  virtual void StoreSampled(Tensor tokens, std::span<const int32_t> slots) = 0;
+  // Makes tokens i32 [samples, 1] the last sampled tokens of their slots, for later steps.
+  virtual void StoreSampled(Tensor tokens) = 0;
 
   // Waits for what was enqueued before, then copies to host memory.
   virtual void Read(const Tensor& source, void* host) = 0;
@@ -261,6 +295,9 @@ struct CudaOptions {
   // Entries of all block tables of one step together; 0: room for max_sequences full contexts.
   int64_t max_step_blocks = 0;
   int load_threads = 4;  // copy weights out of the file map
+  // Decode steps run as CUDA graphs, recorded when a batch size comes the second time. The same
+  // kernels run either way.
+  bool record_steps = true;
 };
 // FAILED_PRECONDITION whose message begins with the probe's reason ("arch_unsupported: ...") when
 // the kernels cannot run on that device; nothing is allocated there then.

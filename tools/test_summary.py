@@ -24,6 +24,7 @@ class Run:
 
     def __init__(self):
         self.tests = set()  # labels
+        self.no_tsan = set()  # labels: ThreadSanitizer runs leave them out
         self.attempts = {}  # (label, run, shard) -> (attempt, testResult)
         self.unbuilt = set()  # labels
         self.incompatible = set()  # labels
@@ -44,6 +45,8 @@ def note_event(run, event):
         rule = event.get("configured", {}).get("targetKind", "")
         if rule.endswith("_test rule"):
             run.tests.add(label)
+            if "no_tsan" in event["configured"].get("tag", []):
+                run.no_tsan.add(label)
     elif kind == "targetCompleted":
         if event.get("aborted", {}).get("reason") == "SKIPPED":
             run.incompatible.add(label)
@@ -105,7 +108,10 @@ def collect(run, bazel_exit_code):
         cases.append(Case(label, "skipped", "this machine cannot build it (no CUDA toolkit?)"))
     for label in sorted(run.unbuilt - ran):
         cases.append(Case(label, "failed", "could not be built"))
-    for label in sorted(run.tests - ran - run.incompatible - run.unbuilt):
+    missing = run.tests - ran - run.incompatible - run.unbuilt
+    for label in sorted(missing & run.no_tsan):
+        cases.append(Case(label, "skipped", "not for ThreadSanitizer"))
+    for label in sorted(missing - run.no_tsan):
         cases.append(Case(label, "failed", "did not run"))
     if bazel_exit_code != 0 and not any(case.outcome == "failed" for case in cases):
         cases.append(Case("bazel", "failed", f"exit code {bazel_exit_code}"))

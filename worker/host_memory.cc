@@ -1,8 +1,8 @@
 #include "worker/host_memory.h"
 
 #include <algorithm>
+#include <charconv>
 #include <fstream>
-#include <sstream>
 
 namespace conclave::worker {
 namespace {
@@ -14,15 +14,24 @@ std::string FirstWord(const std::string& path) {
   return word;
 }
 
+// 0 when it does not begin with a number. No stream: a program that holds two C++ libraries, one
+// linked statically and one that a shared library brought, cannot read numbers from streams.
+uint64_t Number(const std::string& word) {
+  uint64_t value = 0;
+  std::from_chars(word.data(), word.data() + word.size(), value);
+  return value;
+}
+
 // Value of `key` in a file of "key value" lines; 0 when there is none.
 uint64_t ValueOf(const std::string& path, const std::string& key) {
   std::ifstream file(path);
   std::string line;
   while (std::getline(file, line)) {
-    std::istringstream words(line);
-    std::string name;
-    uint64_t value = 0;
-    if (words >> name >> value && name == key) return value;
+    const size_t key_end = line.find(' ');
+    const size_t begin = line.find_first_not_of(' ', key_end);
+    if (begin != std::string::npos && line.compare(0, key_end, key) == 0) {
+      return Number(line.substr(begin));
+    }
   }
   return 0;
 }
@@ -30,11 +39,9 @@ uint64_t ValueOf(const std::string& path, const std::string& key) {
 // Applies a limit and what is used of it, as cgroup files give them ("max": none).
 void Limit(HostMemory& memory, const std::string& limit_file, const std::string& used_file,
            uint64_t reclaimable) {
-  uint64_t limit = 0;
-  if (!(std::istringstream(FirstWord(limit_file)) >> limit) || limit == 0) return;
-  if (limit >= memory.total_bytes) return;
-  uint64_t used = 0;
-  std::istringstream(FirstWord(used_file)) >> used;
+  const uint64_t limit = Number(FirstWord(limit_file));
+  if (limit == 0 || limit >= memory.total_bytes) return;
+  uint64_t used = Number(FirstWord(used_file));
   used -= std::min(used, reclaimable);
   memory.total_bytes = limit;
   memory.free_bytes = std::min(memory.free_bytes, limit - std::min(limit, used));

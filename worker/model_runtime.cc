@@ -25,11 +25,11 @@ constexpr absl::Duration kCollectiveTimeout = absl::Minutes(20);
 
 // What stays from epoch to epoch while the assignment stays.
 struct Resident {
-  std::string key;  // ResidentKey of the assignment it was loaded for
+  std::string key;  // ResidentKey of the assignment it was made for
   model::Config config;
   std::unique_ptr<kernels::Ops> ops;
   model::Placement placement;
-  RankWeights weights;
+  std::optional<RankWeights> weights;  // once they are loaded
 };
 
 // All that decides which weights a rank holds and what its ops are made for; files that changed
@@ -44,6 +44,7 @@ std::string ResidentKey(const internal::v1::Assignment& assignment, const std::s
   *relevant.mutable_placement() = assignment.placement();
   relevant.mutable_cache()->set_max_sequences(assignment.cache().max_sequences());
   relevant.mutable_cache()->set_block_tokens(assignment.cache().block_tokens());
+  relevant.set_max_step_tokens(assignment.max_step_tokens());
   relevant.set_require_mxfp4(assignment.require_mxfp4());
   if (assignment.has_random_weights()) {
     *relevant.mutable_random_weights() = assignment.random_weights();
@@ -96,7 +97,8 @@ internal::v1::StepResult ToProto(const StepOutput& output) {
 
 class ModelRuntime final : public RankRuntime {
  public:
-  explicit ModelRuntime(ModelRuntimeOptions options) : options_(std::move(options)) {}
+  ModelRuntime(Backend& backend, ModelRuntimeOptions options)
+      : backend_(backend), options_(std::move(options)) {}
 
   absl::StatusOr<internal::v1::Ready> Begin(Generation generation,
                                             const internal::v1::Assignment& assignment,
@@ -108,13 +110,13 @@ class ModelRuntime final : public RankRuntime {
   void Abort(Generation generation) override;
 
  private:
+  absl::Status MakeResident(std::string key, model::Config config, const RankPlan& plan);
   absl::Status Connect(const TransformerOptions& options, Rendezvous& rendezvous);
-  absl::StatusOr<std::unique_ptr<Resident>> Load(model::Config config,
-                                                 const internal::v1::Assignment& assignment,
-                                                 const model::ModelSource& source, RankPlan plan,
-                                                 const Progress& progress);
+  absl::Status Load(const internal::v1::Assignment& assignment, const model::ModelSource& source,
+                    RankPlan plan, const Progress& progress);
   bool Aborted() const { return aborted_.load() >= generation_; }
 
+  Backend& backend_;
   const ModelRuntimeOptions options_;
   std::unique_ptr<Resident> resident_;
 
@@ -126,6 +128,7 @@ class ModelRuntime final : public RankRuntime {
   int64_t step_ns_ = 0;
   int64_t exchange_ns_ = 0;
   int64_t wait_ns_ = 0;
+  uint64_t launches_before_ = 0;
 
   std::atomic<Generation> aborted_{0};
   absl::Mutex mutex_;  // guards the two pointers against Abort; the step thread owns them
@@ -148,43 +151,66 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
   ASSIGN_OR_RETURN(RankPlan plan, ParseAssignment(assignment, config));
   TransformerOptions options = plan.options;
   options.aborted = [this] { return Aborted(); };
+  if (std::string key = ResidentKey(assignment, dir);
+      resident_ == nullptr || resident_->key != key) {
+    resident_ = nullptr;  // not both at once
+    RETURN_IF_ERROR(MakeResident(std::move(key), std::move(config), plan));
+  }
   // Before loading, which may take minutes: a rank that its peers cannot reach shows at once.
   RETURN_IF_ERROR(Connect(options, rendezvous));
-  if (resident_ == nullptr || resident_->key != ResidentKey(assignment, dir)) {
-    resident_ = nullptr;  // not both at once
-    ASSIGN_OR_RETURN(resident_,
-                     Load(std::move(config), assignment, source, std::move(plan), progress));
+  if (!resident_->weights.has_value()) {
+    RETURN_IF_ERROR(Load(assignment, source, std::move(plan), progress));
   }
+  const RankWeights& weights = *resident_->weights;
+  launches_before_ = resident_->ops->mxfp4_launches();
   Communicator* const group = options.shape.tp == 1   ? nullptr
                               : options.shape.dp == 1 ? world_.get()
                                                       : tp_group_.get();
   ASSIGN_OR_RETURN(transformer_,
-                   Transformer::Create(resident_->config, resident_->weights, resident_->placement,
-                                       options, *resident_->ops, world_.get(), group));
+                   Transformer::Create(resident_->config, weights, resident_->placement, options,
+                                       *resident_->ops, world_.get(), group));
   std::vector<int> labels;
-  for (const HeadWeights& head : resident_->weights.heads) {
+  for (const HeadWeights& head : weights.heads) {
     labels.push_back(static_cast<int>(head.config.labels.size()));
   }
   table_.emplace(TableLimits(resident_->config, options, std::move(labels)));
 
   internal::v1::Ready ready;
-  ready.set_weight_bytes(resident_->weights.bytes);
+  ready.set_weight_bytes(weights.bytes);
   ready.set_kv_bytes(transformer_->kv_bytes());
-  ready.set_resident_format(std::string(resident_->weights.layers.front().experts->format()));
+  ready.set_resident_format(std::string(weights.layers.front().experts->format()));
   return ready;
+}
+
+absl::Status ModelRuntime::MakeResident(std::string key, model::Config config,
+                                        const RankPlan& plan) {
+  const model::ParallelShape& shape = plan.options.shape;
+  const int share = (plan.options.max_step_tokens + shape.tp - 1) / shape.tp;
+  auto resident = std::make_unique<Resident>();
+  resident->key = std::move(key);
+  resident->config = std::move(config);
+  const OpsLimits limits = {
+      .kv_heads =
+          model::KvHeadRange(resident->config, shape.tp, shape.tp_rank(plan.options.rank)).size(),
+      .max_sequences = plan.options.max_sequences,
+      .block_tokens = plan.options.block_tokens,
+      .max_step_tokens = plan.options.max_step_tokens,
+      .max_expert_copies = std::max(plan.options.max_step_tokens, share * shape.world())};
+  ASSIGN_OR_RETURN(resident->ops, backend_.MakeOps(resident->config, limits));
+  resident_ = std::move(resident);
+  return absl::OkStatus();
 }
 
 absl::Status ModelRuntime::Connect(const TransformerOptions& options, Rendezvous& rendezvous) {
   const model::ParallelShape& shape = options.shape;
-  GlooOptions gloo;
-  gloo.interface = options_.interface;
-  gloo.hostname = options_.advertise_address;
-  gloo.timeout = kCollectiveTimeout;
-  gloo.cancelled = [this] { return Aborted(); };
+  const ConnectOptions reach = {.interface = options_.interface,
+                                .advertise_address = options_.advertise_address,
+                                .timeout = kCollectiveTimeout,
+                                .cancelled = [this] { return Aborted(); }};
   auto connect = [&](const std::string& group, int rank, int size,
                      std::unique_ptr<Communicator>& out) -> absl::Status {
     ASSIGN_OR_RETURN(std::unique_ptr<Communicator> communicator,
-                     ConnectGloo(group, rank, size, rendezvous, gloo));
+                     backend_.Connect(group, rank, size, rendezvous, reach, *resident_->ops));
     absl::MutexLock lock(&mutex_);
     out = std::move(communicator);
     // An Abort before this line has not seen it.
@@ -197,40 +223,30 @@ absl::Status ModelRuntime::Connect(const TransformerOptions& options, Rendezvous
                  shape.tp, tp_group_);
 }
 
-absl::StatusOr<std::unique_ptr<Resident>> ModelRuntime::Load(
-    model::Config config, const internal::v1::Assignment& assignment,
-    const model::ModelSource& source, RankPlan plan, const Progress& progress) {
-  auto resident = std::make_unique<Resident>();
-  resident->key = ResidentKey(assignment, source.dir);
-  resident->config = std::move(config);
-  resident->placement = std::move(plan.placement);
-  const model::Config& model = resident->config;
+absl::Status ModelRuntime::Load(const internal::v1::Assignment& assignment,
+                                const model::ModelSource& source, RankPlan plan,
+                                const Progress& progress) {
+  const model::Config& model = resident_->config;
   ASSIGN_OR_RETURN(std::shared_ptr<const model::Checkpoint> checkpoint,
                    model::OpenCheckpoint(source, model));
   if (assignment.require_mxfp4() && checkpoint->layout() == model::Layout::kBf16) {
     return absl::FailedPreconditionError(
         fmt::format("{} holds its experts in bf16, and MXFP4 is required", source.dir));
   }
-  const model::ParallelShape& shape = plan.options.shape;
-  const model::Range kv_heads =
-      model::KvHeadRange(model, shape.tp, shape.tp_rank(plan.options.rank));
-  resident->ops = kernels::MakeCpuOps(model, kv_heads.size(),
-                                      {.threads = options_.threads,
-                                       .max_sequences = plan.options.max_sequences,
-                                       .block_tokens = plan.options.block_tokens});
+  resident_->placement = std::move(plan.placement);
   WeightsRequest request;
-  request.shape = shape;
+  request.shape = plan.options.shape;
   request.rank = plan.options.rank;
-  request.placement = &resident->placement;
+  request.placement = &resident_->placement;
   request.heads = std::move(plan.heads);
   request.threads = options_.threads;
-  ASSIGN_OR_RETURN(resident->weights,
-                   LoadRankWeights(model, std::move(checkpoint), request, *resident->ops,
+  ASSIGN_OR_RETURN(resident_->weights,
+                   LoadRankWeights(model, std::move(checkpoint), request, *resident_->ops,
                                    [&](int64_t loaded, int64_t total) {
                                      progress(loaded, total);
                                      return !Aborted();
                                    }));
-  return resident;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::StepPlan& plan) {
@@ -251,9 +267,12 @@ absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::
 
 internal::v1::RankStats ModelRuntime::Stats() {
   internal::v1::RankStats stats;
-  if (resident_ != nullptr) stats.set_weight_bytes(resident_->weights.bytes);
+  if (resident_ != nullptr && resident_->weights.has_value()) {
+    stats.set_weight_bytes(resident_->weights->bytes);
+  }
   if (transformer_ == nullptr) return stats;
   stats.set_kv_bytes(transformer_->kv_bytes());
+  stats.set_mxfp4_launches(resident_->ops->mxfp4_launches() - launches_before_);
   stats.set_compute_seconds(static_cast<double>(step_ns_ - exchange_ns_) * 1e-9);
   stats.set_exchange_seconds(static_cast<double>(exchange_ns_) * 1e-9);
   stats.set_wait_seconds(static_cast<double>(wait_ns_) * 1e-9);
@@ -266,6 +285,8 @@ internal::v1::RankStats ModelRuntime::Stats() {
 }
 
 void ModelRuntime::End() {
+  // Recorded steps hold the buffers of the transformer and of the communicators.
+  if (resident_ != nullptr) resident_->ops->ForgetRecorded();
   table_.reset();
   transformer_ = nullptr;
   absl::MutexLock lock(&mutex_);
@@ -283,8 +304,8 @@ void ModelRuntime::Abort(Generation generation) {
 
 }  // namespace
 
-std::unique_ptr<RankRuntime> MakeModelRuntime(ModelRuntimeOptions options) {
-  return std::make_unique<ModelRuntime>(std::move(options));
+std::unique_ptr<RankRuntime> MakeModelRuntime(Backend& backend, ModelRuntimeOptions options) {
+  return std::make_unique<ModelRuntime>(backend, std::move(options));
 }
 
 }  // namespace conclave::worker

@@ -1,17 +1,19 @@
 #ifndef CONCLAVE_WORKER_MODEL_RUNTIME_H_
 #define CONCLAVE_WORKER_MODEL_RUNTIME_H_
 
-// The RankRuntime that serves a model: weights, communicators, sequence table, forward pass.
+// The RankRuntime that serves a model on a backend: weights, communicators, sequence table, forward
+// pass.
 
 #include <memory>
 #include <string>
 
+#include "worker/backend.h"
 #include "worker/rank_runtime.h"
 
 namespace conclave::worker {
 
 struct ModelRuntimeOptions {
-  int threads = 1;
+  int threads = 1;  // that make up random weights
   // Where peers reach this rank.
   std::string interface;
   std::string advertise_address;
@@ -19,7 +21,8 @@ struct ModelRuntimeOptions {
   std::string model_dir;
 };
 
-std::unique_ptr<RankRuntime> MakeModelRuntime(ModelRuntimeOptions options);
+// `backend` is borrowed.
+std::unique_ptr<RankRuntime> MakeModelRuntime(Backend& backend, ModelRuntimeOptions options);
 
 }  // namespace conclave::worker
 

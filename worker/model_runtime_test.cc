@@ -68,8 +68,9 @@ internal::v1::StepPlan MakePlan(int step, bool busy) {
 
 // One worker: its runtime, and a thread like the agent's step thread.
 struct Worker {
-  std::unique_ptr<RankRuntime> runtime =
-      MakeModelRuntime({.threads = 1, .interface = "lo", .advertise_address = "", .model_dir = ""});
+  std::unique_ptr<Backend> backend = MakeCpuBackend(1);
+  std::unique_ptr<RankRuntime> runtime = MakeModelRuntime(
+      *backend, {.threads = 1, .interface = "lo", .advertise_address = "", .model_dir = ""});
   int64_t loaded = 0;
   std::vector<uint32_t> tokens;
 
@@ -102,6 +103,9 @@ void RunEpoch(std::vector<Worker>& workers, int dp, int tp, Generation generatio
           worker.tokens.push_back(sampled.token());
         }
       }
+      // Two products to a layer and step at most: none where no copy can arrive.
+      EXPECT_GT(worker.runtime->Stats().mxfp4_launches(), 0u);
+      EXPECT_LE(worker.runtime->Stats().mxfp4_launches(), 2u * 4 * kSteps);
       worker.runtime->End();
     });
   }

@@ -4,26 +4,37 @@
 #include <gloo/config.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
-#include <system_error>
 #include <thread>
 
 #include "kernels/ops.h"
+#include "worker/backend.h"
 #include "worker/host_memory.h"
 
 namespace conclave::worker {
+namespace {
 
-std::string CudaUnavailableReason() {
-  std::error_code error;
-  const bool gpu =
-      std::filesystem::exists("/dev/nvidia0", error) || std::filesystem::exists("/dev/dxg", error);
-  return gpu ? "kernel_not_built" : "no_gpu";
+using Json = nlohmann::ordered_json;
+
+Json CudaJson(int device) {
+  const CudaReport report = ReportCuda(device);
+  Json cuda = {{"available", report.reason.empty()}, {"reason", report.reason}};
+  cuda["message"] = report.message;
+  cuda["devices"] = report.devices;
+  if (!report.nccl.empty()) cuda["nccl"] = report.nccl;
+  if (report.devices == 0) return cuda;
+  cuda["device_name"] = report.info.device_name;
+  cuda["compute_capability"] = report.compute_capability;
+  cuda["memory_bytes"] = report.memory_bytes;
+  cuda["kernel"] = report.info.kernel;
+  return cuda;
 }
 
-std::string ProbeJson() {
+}  // namespace
+
+std::string ProbeJson(int cuda_device) {
   const kernels::KernelInfo cpu = kernels::DescribeCpu();
-  nlohmann::ordered_json probe;
+  Json probe;
   probe["device"] = cpu.device;
   probe["device_name"] = cpu.device_name;
   probe["kernel"] = cpu.kernel;
@@ -34,8 +45,8 @@ std::string ProbeJson() {
   probe["memory_bytes"] = ReadHostMemory().total_bytes;
   probe["gloo"] =
       fmt::format("{}.{}.{}", GLOO_VERSION_MAJOR, GLOO_VERSION_MINOR, GLOO_VERSION_PATCH);
-  probe["cuda"] = {{"available", false}, {"reason", CudaUnavailableReason()}};
-  return probe.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  probe["cuda"] = CudaJson(cuda_device);
+  return probe.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 }  // namespace conclave::worker

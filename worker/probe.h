@@ -15,11 +15,12 @@ namespace conclave::worker {
 //   threads          hardware threads
 //   memory_bytes     of the machine, or of the control group
 //   gloo             version of the library
-//   cuda             {available, reason}: reason is "no_gpu" or "kernel_not_built"
-std::string ProbeJson();
-
-// Why `--device cuda` cannot run here: "no_gpu" or "kernel_not_built".
-std::string CudaUnavailableReason();
+//   cuda             {available, reason, message, devices}: reason is empty, "no_gpu",
+//                    "kernel_not_built" or "arch_unsupported", message the same as a sentence,
+//                    devices what the driver shows, nccl the version of NCCL
+//                    or why it is not there (CUDA builds); with a device also device_name,
+//                    compute_capability, memory_bytes and kernel, of `cuda_device`
+std::string ProbeJson(int cuda_device);
 
 }  // namespace conclave::worker
 

@@ -46,7 +46,9 @@ struct ResolvedStep {
   // [layers][rows, k], -1 where the router decides; empty: nothing is forced.
   std::vector<std::vector<int32_t>> forced;
 
-  kernels::StepBatch batch() const { return {token_ids, positions, runs}; }
+  kernels::StepBatch batch() const {
+    return {token_ids, positions, runs, sample_rows, sample_params, sample_slots};
+  }
 };
 
 // Owned by the step thread.

@@ -76,8 +76,8 @@ class RankTransformer final : public Transformer {
  private:
   absl::Status MakeExchanges();
   absl::Status MakeLocalIndices();
-  absl::StatusOr<Pass> PlanPass(const ResolvedStep& step, internal::v1::ExchangeMode mode,
-                                int bucket) const;
+  absl::Status CheckRows(const ResolvedStep& step) const;
+  absl::StatusOr<Pass> PlanPass(int rows, internal::v1::ExchangeMode mode, int bucket) const;
 
   absl::Status Forward(const ResolvedStep& step, const Pass& pass, Observed* observed);
   absl::Status Embedding(const Pass& pass);
@@ -117,6 +117,18 @@ class RankTransformer final : public Transformer {
   std::vector<uint64_t> load_;       // [layers, local experts]
   std::vector<size_t> load_offset_;  // [layers] into load_
 };
+
+// What decides the calls of a step beside its rows; 0: they may not be recorded. The exact exchange
+// brings counts to the host, forced routing and heads take host memory.
+uint64_t RecordKey(const ResolvedStep& step, internal::v1::ExchangeMode mode, int bucket,
+                   int logprobs) {
+  if (mode == internal::v1::EXCHANGE_MODE_EXACT || !step.forced.empty()) return 0;
+  constexpr uint64_t kRecorded = uint64_t{1} << 63;
+  // Of the log-probabilities, only which of three lists are gathered matters.
+  const auto lists = static_cast<uint64_t>(std::clamp(logprobs, -1, 1) + 1);
+  return kRecorded | static_cast<uint64_t>(mode) << 40 | lists << 32 |
+         static_cast<uint32_t>(bucket);
+}
 
 int MaxShare(const TransformerOptions& options) {
   return (options.max_step_tokens + options.shape.tp - 1) / options.shape.tp;
@@ -173,15 +185,18 @@ absl::Status RankTransformer::MakeLocalIndices() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Pass> RankTransformer::PlanPass(const ResolvedStep& step,
-                                               internal::v1::ExchangeMode mode, int bucket) const {
+absl::Status RankTransformer::CheckRows(const ResolvedStep& step) const {
+  const int rows = step.batch().rows();
+  if (rows <= options_.max_step_tokens) return absl::OkStatus();
+  return absl::InternalError(
+      fmt::format("the step has {} rows, at most {} were agreed", rows, options_.max_step_tokens));
+}
+
+absl::StatusOr<Pass> RankTransformer::PlanPass(int rows, internal::v1::ExchangeMode mode,
+                                               int bucket) const {
   Pass pass;
-  pass.rows = step.batch().rows();
-  pass.share = pass.rows;
-  if (pass.rows > options_.max_step_tokens) {
-    return absl::InternalError(fmt::format("the step has {} rows, at most {} were agreed",
-                                           pass.rows, options_.max_step_tokens));
-  }
+  pass.rows = rows;
+  pass.share = rows;
   if (options_.shape.world() == 1) return pass;
   if (mode == internal::v1::EXCHANGE_MODE_REPLICATED) {
     if (options_.shape.dp != 1) {
@@ -216,9 +231,7 @@ absl::StatusOr<Pass> RankTransformer::PlanPass(const ResolvedStep& step,
 
 absl::Status RankTransformer::Forward(const ResolvedStep& step, const Pass& pass,
                                       Observed* observed) {
-  const kernels::StepBatch batch = step.batch();
   const Tensor x = buffers_.x.Rows(0, pass.rows);
-  ops_.BeginStep(batch);
   RETURN_IF_ERROR(Embedding(pass));
   Observe(x, observed);
   for (int layer = 0; layer < config_.num_layers; ++layer) {
@@ -275,7 +288,8 @@ absl::Status RankTransformer::Experts(int layer, const Pass& pass, const int32_t
   const kernels::Routing routing = {buffers_.routing.expert_ids.Rows(0, pass.share),
                                     buffers_.routing.weights.Rows(0, pass.share)};
   if (forced != nullptr) forced += int64_t{pass.share_begin} * config_.experts_per_token;
-  ops_.ResidualNormRoute(weights_.layers[layer].router, o_partial, x, forced, normed, routing);
+  ops_.ResidualNormRoute(weights_.layers[layer].router, pass.share_begin, o_partial, x, forced,
+                         normed, routing);
   ObserveRouting(normed, routing, observed);
   if (pass.path != ExpertPath::kExchange) return OwnExperts(layer, pass, normed, x);
   RETURN_IF_ERROR(ExchangedExperts(layer, pass, normed, routing, x));
@@ -344,16 +358,34 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
                                                  internal::v1::ExchangeMode mode, int bucket) {
   const SteadyClock::time_point start = SteadyClock::now();
   const ExchangeStats before = stats_;
-  ASSIGN_OR_RETURN(const Pass pass, PlanPass(step, mode, bucket));
-  RETURN_IF_ERROR(Forward(step, pass, nullptr));
-  const Tensor x = buffers_.x.Rows(0, pass.rows);
-  RETURN_IF_ERROR(output_->Sample(step, x));
+  RETURN_IF_ERROR(CheckRows(step));
+  kernels::StepBatch batch = step.batch();
+  const int logprobs = MaxLogprobs(batch.sample_params);
+  if (world_ != nullptr || batch.rows() > 0) {
+    batch.record_key = RecordKey(step, mode, bucket, logprobs);
+  }
+  const kernels::StepLaunch launch = ops_.BeginStep(batch);
+  const Tensor x = buffers_.x.Rows(0, launch.rows);
+  const auto enqueue = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Pass pass, PlanPass(launch.rows, mode, bucket));
+    RETURN_IF_ERROR(Forward(step, pass, nullptr));
+    return output_->Sample(launch.samples, logprobs, x);
+  };
+  if (!launch.replayed) {
+    if (absl::Status status = enqueue(); !status.ok()) {
+      ops_.Finish().IgnoreError();  // leaves nothing half recorded
+      return status;
+    }
+  }
+  ops_.Submit();
   StepOutput out;
   if (options_.shape.tp_rank(options_.rank) == 0) {
     out.sampled = output_->ReadSampled(step);
     out.heads = output_->ReadHeads(step, x);
   }
   RETURN_IF_ERROR(ops_.Finish());
+  if (world_ != nullptr) RETURN_IF_ERROR(world_->Check());
+  if (group_ != nullptr) RETURN_IF_ERROR(group_->Check());
   UpdateStats();
   out.step_ns = static_cast<int64_t>(SecondsSince(start) * 1e9);
   out.exchange_ns = static_cast<int64_t>((stats_.seconds - before.seconds) * 1e9);
@@ -387,11 +419,15 @@ absl::StatusOr<Transformer::Trace> RankTransformer::TraceStep(
     return absl::FailedPreconditionError(
         fmt::format("a trace needs a world of one rank, not {}", options_.shape.world()));
   }
-  ASSIGN_OR_RETURN(const Pass pass, PlanPass(step, internal::v1::EXCHANGE_MODE_UNSPECIFIED, 0));
+  RETURN_IF_ERROR(CheckRows(step));
+  const kernels::StepLaunch launch = ops_.BeginStep(step.batch());
+  ASSIGN_OR_RETURN(const Pass pass,
+                   PlanPass(launch.rows, internal::v1::EXCHANGE_MODE_UNSPECIFIED, 0));
   Observed observed = {{}, layer_inputs};
   RETURN_IF_ERROR(Forward(step, pass, &observed));
   const Tensor x = buffers_.x.Rows(0, pass.rows);
-  RETURN_IF_ERROR(output_->Sample(step, x));
+  RETURN_IF_ERROR(output_->Sample(launch.samples, MaxLogprobs(step.sample_params), x));
+  ops_.Submit();
   observed.trace.logits = output_->ReadLogits(x);
   ObserveFinalNorm(x, &observed);
   RETURN_IF_ERROR(ops_.Finish());
@@ -447,7 +483,7 @@ void RankTransformer::ObserveFinalNorm(Tensor x, Observed* observed) {
   weights.norm = weights_.final_norm;
   const Tensor normed = buffers_.normed.Rows(0, x.rows);
   ops_.ResidualNormRoute(
-      weights, nothing, x, nullptr, normed,
+      weights, 0, nothing, x, nullptr, normed,
       {buffers_.routing.expert_ids.Rows(0, x.rows), buffers_.routing.weights.Rows(0, x.rows)});
   Observe(normed, observed);
 }

@@ -18,14 +18,13 @@ kernels::SampleOutput OutputRows(const kernels::SampleOutput& output, int64_t be
           output.top_tokens.Rows(begin, rows), output.top_logprobs.Rows(begin, rows)};
 }
 
-// The most log-probabilities that a row wants: -1 none, 0 the token's own.
+}  // namespace
+
 int MaxLogprobs(std::span<const kernels::SampleParams> params) {
   int most = -1;
   for (const kernels::SampleParams& row : params) most = std::max(most, row.logprobs);
   return most;
 }
-
-}  // namespace
 
 std::vector<int64_t> SplitRows(int64_t rows, int ranks) {
   std::vector<int64_t> begin(ranks + 1);
@@ -70,35 +69,31 @@ absl::Status TransformerOutput::Allocate(int max_sequences) {
 
 int64_t TransformerOutput::bytes() const { return TotalBytes(memory_); }
 
-absl::Status TransformerOutput::Sample(const ResolvedStep& step, kernels::Tensor x) {
-  const int rows = static_cast<int>(step.sample_rows.size());
-  if (rows == 0) return absl::OkStatus();
+absl::Status TransformerOutput::Sample(int samples, int logprobs, kernels::Tensor x) {
+  if (samples == 0) return absl::OkStatus();
   if (weights_->lm_head.data == nullptr) {
     return absl::InternalError("step plan samples tokens, but the checkpoint has no lm_head");
   }
-  for (int begin = 0; begin < rows; begin += tile_rows_) {
-    RETURN_IF_ERROR(SampleTile(step, x, begin, std::min(tile_rows_, rows - begin)));
+  for (int begin = 0; begin < samples; begin += tile_rows_) {
+    RETURN_IF_ERROR(SampleTile(x, begin, std::min(tile_rows_, samples - begin), logprobs));
   }
-  ops_->StoreSampled(sampled_.tokens.Rows(0, rows), step.sample_slots);
+  ops_->StoreSampled(sampled_.tokens.Rows(0, samples));
   return absl::OkStatus();
 }
 
-absl::Status TransformerOutput::SampleTile(const ResolvedStep& step, kernels::Tensor x, int begin,
-                                           int rows) {
-  const auto wanted = std::span(step.sample_rows).subspan(begin, rows);
-  const auto params = std::span(step.sample_params).subspan(begin, rows);
+absl::Status TransformerOutput::SampleTile(kernels::Tensor x, int begin, int rows, int logprobs) {
   kernels::Tensor logits = logits_.Rows(0, rows);
-  ops_->Logits(weights_->final_norm, weights_->lm_head, x, wanted, logits);
+  ops_->SampledLogits(weights_->final_norm, weights_->lm_head, x, begin, logits);
   if (group_ == nullptr) {
-    ops_->Sample(logits, params, OutputRows(sampled_, begin, rows));
+    ops_->Sample(logits, begin, OutputRows(sampled_, begin, rows));
     return absl::OkStatus();
   }
   const std::vector<int64_t> row_begin = SplitRows(rows, group_->size());
-  const int64_t first = row_begin[group_->rank()];
-  const int64_t share = row_begin[group_->rank() + 1] - first;
+  const int64_t first = begin + row_begin[group_->rank()];
+  const int64_t share = begin + row_begin[group_->rank() + 1] - first;
   ASSIGN_OR_RETURN(logits, Transpose(logits, row_begin));
-  ops_->Sample(logits, params.subspan(first, share), OutputRows(sampled_, begin + first, share));
-  return Gather(params, begin, row_begin);
+  ops_->Sample(logits, static_cast<int>(first), OutputRows(sampled_, first, share));
+  return Gather(begin, rows, logprobs, row_begin);
 }
 
 absl::StatusOr<kernels::Tensor> TransformerOutput::Transpose(kernels::Tensor logits,
@@ -128,12 +123,10 @@ absl::StatusOr<kernels::Tensor> TransformerOutput::Transpose(kernels::Tensor log
   return whole;
 }
 
-absl::Status TransformerOutput::Gather(std::span<const kernels::SampleParams> params, int begin,
+absl::Status TransformerOutput::Gather(int begin, int rows, int logprobs,
                                        std::span<const int64_t> row_begin) {
-  const kernels::SampleOutput tile =
-      OutputRows(sampled_, begin, static_cast<int64_t>(params.size()));
+  const kernels::SampleOutput tile = OutputRows(sampled_, begin, rows);
   RETURN_IF_ERROR(group_->AllGatherRows(tile.tokens, row_begin));
-  const int logprobs = MaxLogprobs(params);
   if (logprobs < 0) return absl::OkStatus();
   RETURN_IF_ERROR(group_->AllGatherRows(tile.logprobs, row_begin));
   if (logprobs == 0) return absl::OkStatus();

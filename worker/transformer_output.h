@@ -53,9 +53,9 @@ class TransformerOutput {
                                                   const RankWeights& weights, int max_sequences,
                                                   kernels::Ops& ops, Communicator* group);
 
-  // Samples the rows that `step` wants from x [T, H] and makes the tokens the last of their slots.
-  // The same calls on every rank of the group.
-  absl::Status Sample(const ResolvedStep& step, kernels::Tensor x);
+  // Samples the first `samples` rows that the step wants from x [T, H] and makes the tokens the
+  // last of their slots. The same calls on every rank of the group.
+  absl::Status Sample(int samples, int logprobs, kernels::Tensor x);
 
   // What Sample drew. Waits for the device.
   std::vector<SampledToken> ReadSampled(const ResolvedStep& step);
@@ -75,11 +75,10 @@ class TransformerOutput {
       : config_(&config), weights_(&weights), ops_(&ops), group_(group) {}
 
   absl::Status Allocate(int max_sequences);
-  absl::Status SampleTile(const ResolvedStep& step, kernels::Tensor x, int begin, int rows);
+  absl::Status SampleTile(kernels::Tensor x, int begin, int rows, int logprobs);
   absl::StatusOr<kernels::Tensor> Transpose(kernels::Tensor logits,
                                             std::span<const int64_t> row_begin);
-  absl::Status Gather(std::span<const kernels::SampleParams> params, int begin,
-                      std::span<const int64_t> row_begin);
+  absl::Status Gather(int begin, int rows, int logprobs, std::span<const int64_t> row_begin);
 
   const model::Config* config_;
   const RankWeights* weights_;
@@ -94,6 +93,9 @@ class TransformerOutput {
   kernels::SampleOutput sampled_;  // [max_sequences, *]
   std::vector<kernels::Buffer> memory_;
 };
+
+// The most log-probabilities that a row wants: -1 none, 0 the token's own.
+int MaxLogprobs(std::span<const kernels::SampleParams> params);
 
 // Rows [begin[r], begin[r + 1]) are rank r's share of `rows`: contiguous, as even as they get.
 std::vector<int64_t> SplitRows(int64_t rows, int ranks);

@@ -48,6 +48,7 @@ class Loader {
   absl::Status SliceModel();
   std::function<bool(int64_t bytes)> progress();
   absl::Status PageInNext(const WeightSlicer& slicer);
+  void Loaded(const WeightSlicer& slicer) const;
   absl::Status LoadModel();
   absl::Status LoadLayer(int layer);
   absl::StatusOr<kernels::VectorWeight> LoadVector(std::span<const uint16_t> values);
@@ -90,9 +91,16 @@ absl::StatusOr<RankWeights> Loader::Load() {
   RETURN_IF_ERROR(PageInNext(model_slicer_));
   RETURN_IF_ERROR(PageIn(head_slicer_.regions(), progress()));
   RETURN_IF_ERROR(LoadModel());
+  Loaded(model_slicer_);
+  Loaded(head_slicer_);
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     RETURN_IF_ERROR(PageInNext(layer_slicers_[layer]));
+    // The disk reads the next layer while this one is uploaded.
+    if (layer + 1 < config_.num_layers && !checkpoint_.is_random()) {
+      ReadAhead(layer_slicers_[layer + 1].regions());
+    }
     RETURN_IF_ERROR(LoadLayer(layer));
+    Loaded(layer_slicers_[layer]);
   }
   return std::move(weights_);
 }
@@ -203,6 +211,11 @@ absl::Status Loader::PageInNext(const WeightSlicer& slicer) {
   if (!checkpoint_.is_random()) return PageIn(slicer.regions(), progress());
   base::ThreadPool pool(request_.threads);
   return GenerateWeights(checkpoint_, slicer.regions(), pool, progress());
+}
+
+// A GPU has its own copy: host memory never holds more than a layer.
+void Loader::Loaded(const WeightSlicer& slicer) const {
+  if (ops_.info().device == "cuda") GiveBack(slicer.regions());
 }
 
 absl::StatusOr<kernels::VectorWeight> Loader::LoadVector(std::span<const uint16_t> values) {

@@ -55,7 +55,30 @@ absl::Status Populate(const std::byte* data, int64_t bytes, const std::string& f
   return absl::OkStatus();
 }
 
+// A hint or an order for the pages of every row: those that the row touches, or those that it
+// fills.
+void Advise(std::span<const MappedRegion> regions, bool whole_pages, int advice) {
+  const auto page = static_cast<uintptr_t>(PageSize());
+  for (const MappedRegion& region : regions) {
+    // Rows side by side share pages: they are one run.
+    const bool side_by_side = region.stride == region.row_bytes;
+    const int64_t runs = side_by_side ? 1 : region.rows;
+    const int64_t bytes = side_by_side ? region.bytes() : region.row_bytes;
+    for (int64_t run = 0; run < runs; ++run) {
+      const auto first = reinterpret_cast<uintptr_t>(region.data + run * region.stride);
+      const uintptr_t last = first + static_cast<uintptr_t>(bytes);
+      const uintptr_t begin = (whole_pages ? first + page - 1 : first) / page * page;
+      const uintptr_t end = whole_pages ? last / page * page : last;
+      if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+    }
+  }
+}
+
 }  // namespace
+
+void ReadAhead(std::span<const MappedRegion> regions) { Advise(regions, false, MADV_WILLNEED); }
+
+void GiveBack(std::span<const MappedRegion> regions) { Advise(regions, true, MADV_DONTNEED); }
 
 absl::Status ReadPages(const std::byte* begin, const std::byte* end, const std::string& file) {
   constexpr int kPages = 512;  // below the kernel's IOV_MAX

@@ -30,6 +30,13 @@ struct MappedRegion {
 absl::Status PageIn(std::span<const MappedRegion> regions,
                     const std::function<bool(int64_t bytes)>& progress);
 
+// Lets the kernel read `regions` while something else is done. A hint.
+void ReadAhead(std::span<const MappedRegion> regions);
+
+// Gives back this process's pages that lie wholly in `regions`; what is read of them later comes
+// from the file again (of anonymous memory: zeros).
+void GiveBack(std::span<const MappedRegion> regions);
+
 // What PageIn does on kernels before 5.14: reads a byte of each page from `begin` (a page's start)
 // to `end` by way of the kernel, which answers where a plain read would be a SIGBUS.
 absl::Status ReadPages(const std::byte* begin, const std::byte* end, const std::string& file);

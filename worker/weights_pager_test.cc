@@ -51,6 +51,21 @@ class WeightsPagerTest : public testing::Test {
   std::byte* map_ = nullptr;
 };
 
+TEST_F(WeightsPagerTest, GivesBackWholePagesOfItsRegionsOnly) {
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  const std::vector<MappedRegion> all = {{map_, 1, kFileBytes, kFileBytes, path_}};
+  ASSERT_TRUE(PageIn(all, [](int64_t) { return true; }).ok());
+  ASSERT_EQ(MappedPages(0, kFileBytes), kFileBytes / page);
+  // Half a page, three pages, half a page.
+  const std::vector<MappedRegion> part = {{map_ + page / 2, 1, 4 * page, 4 * page, path_}};
+  GiveBack(part);
+  EXPECT_EQ(MappedPages(0, kFileBytes), kFileBytes / page - 3);
+  // Rows without a gap are one run, whatever their length.
+  const std::vector<MappedRegion> rows = {{map_ + 8 * page, 8, page / 2, page / 2, path_}};
+  GiveBack(rows);
+  EXPECT_EQ(MappedPages(0, kFileBytes), kFileBytes / page - 7);
+}
+
 TEST_F(WeightsPagerTest, EveryPageOfTheRegionsIsReadAndProgressAddsUp) {
   const int64_t page = sysconf(_SC_PAGESIZE);
   const int64_t half = kFileBytes / 2;

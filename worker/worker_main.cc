@@ -24,10 +24,9 @@
 #include "base/logging.h"
 #include "base/mapped_files.h"
 #include "base/one_line.h"
-#include "kernels/ops.h"
 #include "worker/agent.h"
+#include "worker/backend.h"
 #include "worker/health_listener.h"
-#include "worker/host_memory.h"
 #include "worker/model_runtime.h"
 #include "worker/probe.h"
 
@@ -39,6 +38,7 @@ using ParseOutcome = base::ParsedFlags::Outcome;
 constexpr int kExitError = 1;
 constexpr int kExitUsage = 2;
 constexpr int kExitStuck = 3;
+constexpr int kMaxLoadThreads = 8;  // that copy weights to one GPU; more do not copy faster
 // The control loop is dead when one message takes longer: ending an epoch takes seconds at most.
 constexpr absl::Duration kAliveLimit = absl::Seconds(10);
 
@@ -57,6 +57,8 @@ struct Flags {
   std::string model;
   std::string log_level = "info";
   int threads = 0;
+  int cuda_device = 0;
+  bool no_graphs = false;
   bool no_rejoin = false;
   bool probe = false;
 };
@@ -75,10 +77,16 @@ void Declare(base::FlagSet& app, Flags& flags) {
       .Type("ADDRESS");
   app.Add("--interface", &flags.interface, "network interface of that address").Type("NAME");
   app.Add("--device", &flags.device, "cpu or cuda").OneOf({"cpu", "cuda"}).ShowDefault();
+  app.Add("--cuda-device", &flags.cuda_device, "which GPU, as CUDA counts those it sees")
+      .Range(0, 1023)
+      .ShowDefault();
+  app.AddSwitch("--no-graphs", &flags.no_graphs,
+                "launch every kernel of a step by itself instead of as a CUDA graph");
   app.Add("--health-listen", &flags.health_listen,
           "serve grpc.health.v1 here (alive: the control loop answers)")
       .Type("HOST:PORT");
-  app.Add("--threads", &flags.threads, "threads of a step; 0: one for each core")
+  app.Add("--threads", &flags.threads,
+          "threads of a step (cuda: that load weights); 0: one for each core")
       .Range(0, 1024)
       .ShowDefault();
   app.Add("--model", &flags.model,
@@ -99,24 +107,26 @@ std::string MissingFlag(const Flags& flags) {
   return "";
 }
 
-AgentOptions MakeAgentOptions(const Flags& flags) {
+AgentOptions MakeAgentOptions(const Flags& flags, const Backend& backend) {
   AgentOptions options;
   options.coordinator = flags.coordinator;
   options.rejoin = !flags.no_rejoin;
   options.end_limit = absl::Seconds(2) * base::TimeScale();
-  options.free_memory_bytes = [] { return ReadHostMemory().free_bytes; };
+  options.free_memory_bytes = [&backend] {
+    return static_cast<uint64_t>(backend.Memory().free_bytes);
+  };
   // No destructors: they would wait for the thread that is stuck.
   options.on_stuck = [] { _exit(kExitStuck); };
-  const kernels::KernelInfo info = kernels::DescribeCpu();
+  const kernels::KernelInfo& info = backend.info();
   std::array<char, 256> host = {};
   gethostname(host.data(), host.size() - 1);
   internal::v1::Register& registration = options.registration;
   registration.set_device(info.device);
   registration.set_device_name(info.device_name);
   registration.set_kernel(info.kernel);
-  registration.set_total_memory_bytes(ReadHostMemory().total_bytes);
+  registration.set_total_memory_bytes(static_cast<uint64_t>(backend.Memory().total_bytes));
   registration.set_host(host.data());
-  registration.set_host_id(HostId());
+  registration.set_host_id(backend.memory_id());
   registration.set_pid(getpid());
   return options;
 }
@@ -160,16 +170,34 @@ class SignalWaiter {
   std::thread thread_;
 };
 
+int ThreadsOf(const Flags& flags) {
+  return flags.threads > 0 ? flags.threads
+                           : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const Flags& flags) {
+  if (flags.device == "cpu") return MakeCpuBackend(ThreadsOf(flags));
+  absl::StatusOr<std::unique_ptr<Backend>> made =
+      MakeCudaBackend({.device = flags.cuda_device,
+                       .load_threads = std::min(ThreadsOf(flags), kMaxLoadThreads),
+                       .record_steps = !flags.no_graphs,
+                       .interface = flags.interface});
+  if (made.ok()) return made;
+  return absl::Status(made.status().code(),
+                      fmt::format("--device cuda: {}; use --device cpu, or see 'conclave doctor'",
+                                  std::string(made.status().message())));
+}
+
 int Serve(const Flags& flags) {
   SignalWaiter signals;
-  const int threads =
-      flags.threads > 0 ? flags.threads : std::max(1u, std::thread::hardware_concurrency());
+  const absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(flags);
+  if (!backend.ok()) return Fail(std::string(backend.status().message()), kExitError);
   const std::unique_ptr<RankRuntime> runtime =
-      MakeModelRuntime({.threads = threads,
-                        .interface = flags.interface,
-                        .advertise_address = flags.advertise_address,
-                        .model_dir = flags.model});
-  WorkerAgent agent(MakeAgentOptions(flags), *runtime);
+      MakeModelRuntime(**backend, {.threads = ThreadsOf(flags),
+                                   .interface = flags.interface,
+                                   .advertise_address = flags.advertise_address,
+                                   .model_dir = flags.model});
+  WorkerAgent agent(MakeAgentOptions(flags, **backend), *runtime);
   std::unique_ptr<HealthListener> health;
   if (!flags.health_listen.empty()) {
     absl::StatusOr<std::unique_ptr<HealthListener>> started = HealthListener::Start(
@@ -201,19 +229,11 @@ int Main(int argc, char** argv) {
     return Fail(std::string(status.message()), kExitUsage);
   }
   if (flags.probe) {
-    fmt::print("{}\n", ProbeJson());
+    fmt::print("{}\n", ProbeJson(flags.cuda_device));
     return 0;
   }
   if (const std::string missing = MissingFlag(flags); !missing.empty()) {
     return Fail(missing, kExitUsage);
-  }
-  if (flags.device == "cuda") {
-    const std::string reason = CudaUnavailableReason();
-    return Fail(reason == "no_gpu"
-                    ? "--device cuda: this machine has no GPU (no_gpu); use --device cpu"
-                    : "--device cuda: this build has no CUDA kernels (kernel_not_built); use "
-                      "--device cpu",
-                kExitError);
   }
   return Serve(flags);
 }

@@ -193,8 +193,8 @@ class DenseBench {
         const absl::Status status =
             product_->Run({&segment, 1}, input, {logits.memory.get(), DType::kF32, kExperts}, s);
         if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
-        cuda::ChooseExperts(As<float>(logits), nullptr, rows, kExperts, kChoices, a.expert_ids,
-                            a.weights, s);
+        cuda::ChooseExperts(As<float>(logits), nullptr, nullptr, rows, kExperts, kChoices,
+                            a.expert_ids, a.weights, s);
       });
       PrintRow("residual+norm+route, 3", fmt::format("{} rows", rows), us, cost(rows));
     }

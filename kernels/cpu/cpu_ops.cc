@@ -62,7 +62,7 @@ void CpuOps::Read(const Tensor& source, void* host) {
   if (source.bytes() > 0) std::memcpy(host, source.data, source.bytes());
 }
 
-void CpuOps::BeginStep(const StepBatch& batch) {
+StepLaunch CpuOps::BeginStep(const StepBatch& batch) {
   CONCLAVE_CHECK(batch.positions.size() == batch.token_ids.size());
   batch_ = batch;
   angles_.SetPositions(batch.positions);
@@ -72,6 +72,7 @@ void CpuOps::BeginStep(const StepBatch& batch) {
     run_of_row_.resize(run_of_row_.size() + batch.runs[run].rows, static_cast<int32_t>(run));
   }
   CONCLAVE_CHECK(run_of_row_.size() == batch.token_ids.size());
+  return {.rows = batch.rows(), .samples = static_cast<int>(batch.sample_rows.size())};
 }
 
 void CpuOps::Embed(const DenseWeight& shard, int first_id, Tensor x) {

@@ -23,6 +23,7 @@ class CpuOps final : public Ops {
   const KernelInfo& info() const override { return info_; }
   DType activation_dtype() const override { return DType::kF32; }
   DType partial_dtype() const override { return DType::kF64; }
+  uint64_t mxfp4_launches() const override { return mxfp4_launches_; }
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
   absl::StatusOr<DenseWeight> LoadDense(const HostMatrix& matrix) override;
@@ -31,7 +32,9 @@ class CpuOps final : public Ops {
       std::span<const HostExpert> experts) override;
   void Write(const Tensor& destination, const void* host) override;
 
-  void BeginStep(const StepBatch& batch) override;
+  StepLaunch BeginStep(const StepBatch& batch) override;
+  void Submit() override {}
+  void ForgetRecorded() override {}
   void Embed(const DenseWeight& shard, int first_id, Tensor x) override;
 
   // cpu_ops_attention.cc
@@ -41,7 +44,7 @@ class CpuOps final : public Ops {
   void OutputProjection(const AttentionWeights& weights, Tensor attention, Tensor partial) override;
 
   // cpu_ops_experts.cc
-  void ResidualNormRoute(const RouterWeights& weights, Tensor partial, Tensor x,
+  void ResidualNormRoute(const RouterWeights& weights, int first_row, Tensor partial, Tensor x,
                          const int32_t* forced, Tensor normed, const Routing& routing) override;
   void ExpertGateUp(const ExpertWeights& experts, const ExpertTokens& tokens,
                     Tensor activations) override;
@@ -57,16 +60,18 @@ class CpuOps final : public Ops {
   // cpu_ops_output.cc
   void Logits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
               std::span<const int32_t> rows, Tensor logits) override;
+  void SampledLogits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
+                     int first, Tensor logits) override;
   void HeadLogits(const VectorWeight& final_norm, const DenseWeight& head, const VectorWeight& bias,
                   Tensor x, std::span<const int32_t> rows, Tensor logits) override;
   void JoinColumns(std::span<const Tensor> blocks, Tensor out) override;
-  void Sample(Tensor logits, std::span<const SampleParams> params,
-              const SampleOutput& output) override;
-  void StoreSampled(Tensor tokens, std::span<const int32_t> slots) override;
+  void Sample(Tensor logits, int first, const SampleOutput& output) override;
+  void StoreSampled(Tensor tokens) override;
   void Read(const Tensor& source, void* host) override;
   absl::Status Finish() override { return absl::OkStatus(); }
 
  private:
+  void CountLaunch(const CpuExperts& experts, const ExpertTokens& tokens);
   // Floats of one head's cache block and of one block of all heads.
   int64_t head_block() const { return int64_t{block_tokens_} * head_dim_; }
   int64_t cache_block() const { return kv_heads_ * head_block(); }
@@ -91,6 +96,7 @@ class CpuOps final : public Ops {
   std::vector<int32_t> last_sampled_;  // [max_sequences]
   StepBatch batch_;
   std::vector<int32_t> run_of_row_;  // [T]
+  uint64_t mxfp4_launches_ = 0;
 
   PackedTokens packed_;
   std::vector<float> packed_experts_;

@@ -19,8 +19,9 @@ void AddRow(const double* partial, int64_t size, float* x) {
 
 }  // namespace
 
-void CpuOps::ResidualNormRoute(const RouterWeights& weights, Tensor partial, Tensor x,
-                               const int32_t* forced, Tensor normed, const Routing& routing) {
+void CpuOps::ResidualNormRoute(const RouterWeights& weights, int /*first_row*/, Tensor partial,
+                               Tensor x, const int32_t* forced, Tensor normed,
+                               const Routing& routing) {
   const auto* norm = static_cast<const uint16_t*>(weights.norm.data);
   packed_.Fill(x.rows, PackedSize(hidden_), pool_, [&](int64_t row, float* packed) {
     float* x_row = x.as<float>() + row * hidden_;
@@ -45,16 +46,25 @@ void CpuOps::ExpertGateUp(const ExpertWeights& experts, const ExpertTokens& toke
                           Tensor activations) {
   const ExpertGroups groups =
       GroupByExpert(tokens, num_experts_, static_cast<int>(expert_shape_.k));
-  RunGateUp(static_cast<const CpuExperts&>(experts), groups, expert_shape_, pool_, packed_experts_,
-            activations.as<float>());
+  const auto& weights = static_cast<const CpuExperts&>(experts);
+  RunGateUp(weights, groups, expert_shape_, pool_, packed_experts_, activations.as<float>());
+  CountLaunch(weights, tokens);
 }
 
 void CpuOps::ExpertDown(const ExpertWeights& experts, const ExpertTokens& tokens,
                         Tensor activations, Tensor partial) {
   const ExpertGroups groups =
       GroupByExpert(tokens, num_experts_, static_cast<int>(expert_shape_.k));
-  RunDown(static_cast<const CpuExperts&>(experts), groups, expert_shape_, pool_, packed_experts_,
-          activations.as<float>(), partial.as<double>());
+  const auto& weights = static_cast<const CpuExperts&>(experts);
+  RunDown(weights, groups, expert_shape_, pool_, packed_experts_, activations.as<float>(),
+          partial.as<double>());
+  CountLaunch(weights, tokens);
+}
+
+void CpuOps::CountLaunch(const CpuExperts& experts, const ExpertTokens& tokens) {
+  if (experts.format() == "mxfp4" && experts.num_local() > 0 && tokens.max_copies > 0) {
+    ++mxfp4_launches_;
+  }
 }
 
 void CpuOps::AddResidual(Tensor partial, Tensor x) {

@@ -420,8 +420,8 @@ class RouteTest : public testing::Test {
     gates_.assign(kRows * 4, kNan);
     normed_.assign(x.size(), kNan);
     ops->ResidualNormRoute(
-        weights, AsTensor(partial_, config_.hidden_size), AsTensor(x, config_.hidden_size), forced,
-        AsTensor(normed_, config_.hidden_size), {AsTensor(ids_, 4), AsTensor(gates_, 4)});
+        weights, 0, AsTensor(partial_, config_.hidden_size), AsTensor(x, config_.hidden_size),
+        forced, AsTensor(normed_, config_.hidden_size), {AsTensor(ids_, 4), AsTensor(gates_, 4)});
     return x;
   }
 

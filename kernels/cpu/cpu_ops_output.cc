@@ -16,6 +16,11 @@ void CpuOps::Logits(const VectorWeight& final_norm, const DenseWeight& lm_head, 
   HeadLogits(final_norm, lm_head, VectorWeight{}, x, rows, logits);
 }
 
+void CpuOps::SampledLogits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
+                           int first, Tensor logits) {
+  Logits(final_norm, lm_head, x, batch_.sample_rows.subspan(first, logits.rows), logits);
+}
+
 void CpuOps::HeadLogits(const VectorWeight& final_norm, const DenseWeight& head,
                         const VectorWeight& bias, Tensor x, std::span<const int32_t> rows,
                         Tensor logits) {
@@ -43,9 +48,8 @@ void CpuOps::JoinColumns(std::span<const Tensor> blocks, Tensor out) {
   CONCLAVE_CHECK(first == out.cols);
 }
 
-void CpuOps::Sample(Tensor logits, std::span<const SampleParams> params,
-                    const SampleOutput& output) {
-  CONCLAVE_CHECK(static_cast<int64_t>(params.size()) == logits.rows);
+void CpuOps::Sample(Tensor logits, int first, const SampleOutput& output) {
+  const std::span<const SampleParams> params = batch_.sample_params.subspan(first, logits.rows);
   pool_.ParallelFor(logits.rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const std::span<const float> row_logits(logits.as<float>() + row * logits.cols, logits.cols);
@@ -67,8 +71,11 @@ void CpuOps::Sample(Tensor logits, std::span<const SampleParams> params,
   });
 }
 
-void CpuOps::StoreSampled(Tensor tokens, std::span<const int32_t> slots) {
-  for (size_t i = 0; i < slots.size(); ++i) last_sampled_.at(slots[i]) = tokens.as<int32_t>()[i];
+void CpuOps::StoreSampled(Tensor tokens) {
+  CONCLAVE_CHECK(tokens.rows == static_cast<int64_t>(batch_.sample_slots.size()));
+  for (int64_t i = 0; i < tokens.rows; ++i) {
+    last_sampled_.at(batch_.sample_slots[i]) = tokens.as<int32_t>()[i];
+  }
 }
 
 }  // namespace conclave::kernels

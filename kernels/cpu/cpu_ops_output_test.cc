@@ -32,6 +32,22 @@ class OutputOpsTest : public testing::Test {
     run_.rows = static_cast<int>(tokens.size());
     ops_->BeginStep({tokens, positions_, {&run_, 1}});
   }
+  // A step of as many rows as are sampled, in order.
+  void BeginSampling(std::vector<SampleParams> params, std::vector<int32_t> slots) {
+    slots_ = std::move(slots);
+    params_ = std::move(params);
+    params_.resize(slots_.size());
+    sample_rows_.resize(slots_.size());
+    std::iota(sample_rows_.begin(), sample_rows_.end(), 0);
+    positions_.assign(slots_.size(), 0);
+    run_.rows = static_cast<int>(slots_.size());
+    ops_->BeginStep({.token_ids = positions_,
+                     .positions = positions_,
+                     .runs = {&run_, 1},
+                     .sample_rows = sample_rows_,
+                     .sample_params = params_,
+                     .sample_slots = slots_});
+  }
   DenseWeight Shard(int first, int rows) {
     return *ops_->LoadDense({table_.data() + first * hidden_, rows, hidden_, hidden_});
   }
@@ -41,14 +57,15 @@ class OutputOpsTest : public testing::Test {
   RandomData random_;
   const int64_t hidden_;
   const std::vector<uint16_t> table_, norm_;
-  std::vector<int32_t> positions_;
+  std::vector<int32_t> positions_, sample_rows_, slots_;
+  std::vector<SampleParams> params_;
   SequenceRun run_;
 };
 
 TEST_F(OutputOpsTest, EmbeddingShardsAddUpAndReadTheTokenSampledLast) {
   std::vector<int32_t> sampled = {299, 7};
-  const int32_t slots[] = {2, 0};
-  ops_->StoreSampled(AsTensor(sampled, 1), slots);
+  BeginSampling({}, {2, 0});
+  ops_->StoreSampled(AsTensor(sampled, 1));
   const std::vector<int32_t> tokens = {5, -1 - 2, -1 - 0, 150, 149};
   const std::vector<int32_t> resolved = {5, 299, 7, 150, 149};
   Begin(tokens);
@@ -78,6 +95,12 @@ TEST_F(OutputOpsTest, LogitsAreOfNormalizedRowsInTheOrderAsked) {
         normed);
     EXPECT_LT(reference::RelativeError(whole.data() + i * 300, expected), reference::kFloat32Error);
   }
+  // The step's sampled rows, from the second on.
+  BeginSampling({}, {0, 1, 2, 3});
+  std::vector<float> sampled(2 * 300);
+  ops_->SampledLogits(norm, Shard(0, 300), AsTensor(x, hidden_), 2, AsTensor(sampled, 300));
+  const std::vector<float> row3(sampled.begin() + 300, sampled.end());
+  EXPECT_EQ(row3, std::vector<float>(whole.begin(), whole.begin() + 300));
   // A vocabulary split over two ranks gives the same bits.
   ops_->Logits(norm, Shard(0, 140), AsTensor(x, hidden_), rows, AsTensor(low, 140));
   ops_->Logits(norm, Shard(140, 160), AsTensor(x, hidden_), rows, AsTensor(high, 160));
@@ -105,8 +128,8 @@ TEST_F(OutputOpsTest, SampleWritesEveryOutputOfARow) {
   std::vector<float> logits = random_.Floats(2 * 6, 1);
   std::vector<int32_t> tokens(2, -9), top_tokens(2 * kMaxLogprobs, -9);
   std::vector<float> logprobs(2, -9), top_logprobs(2 * kMaxLogprobs, -9);
-  const SampleParams params[] = {{.temperature = 0, .logprobs = kMaxLogprobs}, {.temperature = 0}};
-  ops_->Sample(AsTensor(logits, 6), params,
+  BeginSampling({{.temperature = 0, .logprobs = kMaxLogprobs}, {.temperature = 0}}, {0, 1});
+  ops_->Sample(AsTensor(logits, 6), 0,
                {AsTensor(tokens, 1), AsTensor(logprobs, 1), AsTensor(top_tokens, kMaxLogprobs),
                 AsTensor(top_logprobs, kMaxLogprobs)});
   EXPECT_EQ(tokens[0], top_tokens[0]);

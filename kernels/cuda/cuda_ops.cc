@@ -95,6 +95,7 @@ CudaOps::~CudaOps() {
   if (stream_ == nullptr) return;
   cudaStreamSynchronize(stream_);
   weights_.reset();
+  graphs_.reset();
   stage_.reset();
   dense_.reset();
   cudaStreamDestroy(stream_);
@@ -109,10 +110,11 @@ absl::Status CudaOps::Allocate(const model::Config& config, const CudaOptions& o
   limits.max_rows = options.max_step_tokens;
   limits.max_runs = std::min(options.max_step_tokens, options.max_sequences);
   limits.max_blocks = StepBlocks(config, options);
+  limits.max_samples = limits.max_runs;
   limits.argument_bytes = std::max(
-      {kArgumentBytes, int64_t{options.max_step_tokens} * experts_per_token_ * SizeOf(DType::kI32),
-       int64_t{options.max_sequences} * static_cast<int64_t>(sizeof(SampleParams))});
+      kArgumentBytes, int64_t{options.max_step_tokens} * experts_per_token_ * SizeOf(DType::kI32));
   ASSIGN_OR_RETURN(stage_, StepStage::Create(limits));
+  graphs_ = std::make_unique<StepGraphs>(limits.max_runs, options.record_steps);
   ASSIGN_OR_RETURN(weights_, WeightMemory::Create(stream_));
   // Logits are made in tiles of up to 256 rows, whatever a step has.
   constexpr int kTileRows = 256;
@@ -194,14 +196,35 @@ void CudaOps::Read(const Tensor& source, void* host) {
   }
 }
 
-void CudaOps::BeginStep(const StepBatch& batch) {
-  if (failed()) return;
-  view_ = stage_->Begin(batch, stream_);
+StepLaunch CudaOps::BeginStep(const StepBatch& batch) {
+  const StepShape shape = graphs_->Begin(batch);
+  const StepLaunch launch = {.rows = shape.rows,
+                             .samples = shape.samples,
+                             .replayed = graphs_->use() == StepGraphs::Use::kReplay};
+  if (failed()) return launch;
+  view_ = stage_->Begin(batch, shape, stream_);
+  launches_before_ = mxfp4_launches_;
+  if (graphs_->use() == StepGraphs::Use::kRecord) Keep(graphs_->StartCapture(stream_));
+  if (launch.replayed || failed()) return launch;
   PlanAttention(attention_shape_, view_, attention_, stream_);
   Check("BeginStep");
+  return launch;
+}
+
+void CudaOps::Submit() {
+  if (failed()) return;
+  if (graphs_->use() == StepGraphs::Use::kReplay) mxfp4_launches_ += graphs_->launches();
+  Keep(graphs_->Submit(stream_, mxfp4_launches_ - launches_before_));
+}
+
+void CudaOps::ForgetRecorded() {
+  graphs_->Abandon(stream_);
+  cudaStreamSynchronize(stream_);
+  graphs_->Clear();
 }
 
 absl::Status CudaOps::Finish() {
+  graphs_->Abandon(stream_);  // of a step that ended before Submit
   Keep(ToStatus(cudaStreamSynchronize(stream_), "the step's kernels"));
   cudaGetLastError();  // a failure that was kept is not found again by the next Check
   return std::exchange(status_, absl::OkStatus());

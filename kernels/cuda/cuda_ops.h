@@ -23,6 +23,7 @@
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/rope.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/step_graphs.h"
 #include "kernels/cuda/step_stage.h"
 #include "kernels/cuda/step_view.h"
 #include "kernels/cuda/weight_memory.h"
@@ -44,13 +45,16 @@ class CudaOps final : public Ops {
   const KernelInfo& info() const override { return info_; }
   DType activation_dtype() const override { return DType::kBf16; }
   DType partial_dtype() const override { return DType::kF32; }
+  uint64_t mxfp4_launches() const override { return mxfp4_launches_; }
 
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
   absl::StatusOr<DenseWeight> LoadDense(const HostMatrix& matrix) override;
   absl::StatusOr<VectorWeight> LoadVector(std::span<const uint16_t> values) override;
   void Write(const Tensor& destination, const void* host) override;
   void Read(const Tensor& source, void* host) override;
-  void BeginStep(const StepBatch& batch) override;
+  StepLaunch BeginStep(const StepBatch& batch) override;
+  void Submit() override;
+  void ForgetRecorded() override;
   absl::Status Finish() override;
 
   // cuda_ops_attention.cc
@@ -63,7 +67,7 @@ class CudaOps final : public Ops {
   // cuda_ops_experts.cc
   absl::StatusOr<std::unique_ptr<ExpertWeights>> LoadExperts(
       std::span<const HostExpert> experts) override;
-  void ResidualNormRoute(const RouterWeights& weights, Tensor partial, Tensor x,
+  void ResidualNormRoute(const RouterWeights& weights, int first_row, Tensor partial, Tensor x,
                          const int32_t* forced, Tensor normed, const Routing& routing) override;
   void ExpertGateUp(const ExpertWeights& experts, const ExpertTokens& tokens,
                     Tensor activations) override;
@@ -79,12 +83,13 @@ class CudaOps final : public Ops {
   // cuda_ops_output.cc
   void Logits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
               std::span<const int32_t> rows, Tensor logits) override;
+  void SampledLogits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
+                     int first, Tensor logits) override;
   void HeadLogits(const VectorWeight& final_norm, const DenseWeight& head, const VectorWeight& bias,
                   Tensor x, std::span<const int32_t> rows, Tensor logits) override;
   void JoinColumns(std::span<const Tensor> blocks, Tensor out) override;
-  void Sample(Tensor logits, std::span<const SampleParams> params,
-              const SampleOutput& output) override;
-  void StoreSampled(Tensor tokens, std::span<const int32_t> slots) override;
+  void Sample(Tensor logits, int first, const SampleOutput& output) override;
+  void StoreSampled(Tensor tokens) override;
 
  private:
   CudaOps(const model::Config& config, int kv_heads, const CudaOptions& options);
@@ -97,6 +102,10 @@ class CudaOps final : public Ops {
   // Keeps what the launches since the last call left, under the op's name.
   void Check(std::string_view op);
   KvPages PagesOf(const KvLayer& layer) const;
+  void CountLaunch(const CudaExpertWeights& experts, const ExpertTokens& tokens);
+  // Of rows of x that `gather` (device memory) names.
+  void NormProduct(const VectorWeight& norm, const DenseWeight& weight, const VectorWeight& bias,
+                   Tensor x, const int32_t* gather, Tensor out);
 
   const KernelInfo info_;
   const int64_t hidden_;
@@ -112,6 +121,9 @@ class CudaOps final : public Ops {
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<WeightMemory> weights_;
   std::unique_ptr<StepStage> stage_;
+  std::unique_ptr<StepGraphs> graphs_;
+  uint64_t mxfp4_launches_ = 0;
+  uint64_t launches_before_ = 0;  // at the last BeginStep
   std::unique_ptr<DenseProduct> dense_;
   base::ThreadPool load_pool_;
   ExpertStaging expert_staging_;
@@ -124,7 +136,6 @@ class CudaOps final : public Ops {
   RopeTable rope_;
   Buffer attention_memory_;
   AttentionWorkspace attention_;
-  std::vector<SampleRow> sample_rows_;  // scratch of Sample
 };
 
 }  // namespace conclave::kernels::cuda

@@ -12,9 +12,11 @@
 
 namespace conclave::kernels::cuda {
 
-void CudaOps::ResidualNormRoute(const RouterWeights& weights, Tensor partial, Tensor x,
-                                const int32_t* forced, Tensor normed, const Routing& routing) {
+void CudaOps::ResidualNormRoute(const RouterWeights& weights, int first_row, Tensor partial,
+                                Tensor x, const int32_t* forced, Tensor normed,
+                                const Routing& routing) {
   if (failed() || x.rows == 0) return;
+  CONCLAVE_CHECK(first_row + x.rows <= view_.rows);
   CONCLAVE_CHECK(x.rows <= max_step_tokens_ && weights.weight.row_stride == hidden_);
   const int rows = static_cast<int>(x.rows);
   const int64_t forced_bytes = int64_t{rows} * experts_per_token_ * SizeOf(DType::kI32);
@@ -27,6 +29,7 @@ void CudaOps::ResidualNormRoute(const RouterWeights& weights, Tensor partial, Te
   a.bias = static_cast<const __nv_bfloat16*>(weights.bias.data);
   a.forced = static_cast<const int32_t*>(
       stage_->Put(forced, forced == nullptr ? 0 : forced_bytes, stream_));
+  a.run_of_row = view_.run_of_row + first_row;
   a.rows = rows;
   a.hidden = hidden_;
   a.experts = num_experts_;
@@ -42,7 +45,8 @@ void CudaOps::ResidualNormRoute(const RouterWeights& weights, Tensor partial, Te
     const DenseSegment segment = SegmentOf(weights.weight, weights.bias);
     const DenseInput input = {.x = a.normed, .rows = rows, .cols = hidden_};
     Keep(dense_->Run({&segment, 1}, input, {logits, DType::kF32, num_experts_}, stream_));
-    ChooseExperts(logits, a.forced, rows, num_experts_, a.k, a.expert_ids, a.weights, stream_);
+    ChooseExperts(logits, a.forced, a.run_of_row, rows, num_experts_, a.k, a.expert_ids, a.weights,
+                  stream_);
   }
   Check("ResidualNormRoute");
 }
@@ -57,16 +61,23 @@ absl::StatusOr<std::unique_ptr<ExpertWeights>> CudaOps::LoadExperts(
 void CudaOps::ExpertGateUp(const ExpertWeights& experts, const ExpertTokens& tokens,
                            Tensor activations) {
   if (failed()) return;
-  experts_->GateUp(static_cast<const CudaExpertWeights&>(experts), tokens, activations, stream_);
+  const auto& weights = static_cast<const CudaExpertWeights&>(experts);
+  experts_->GateUp(weights, tokens, activations, stream_);
+  CountLaunch(weights, tokens);
   Check("ExpertGateUp");
 }
 
 void CudaOps::ExpertDown(const ExpertWeights& experts, const ExpertTokens& tokens,
                          Tensor activations, Tensor partial) {
   if (failed()) return;
-  experts_->Down(static_cast<const CudaExpertWeights&>(experts), tokens, activations, partial,
-                 stream_);
+  const auto& weights = static_cast<const CudaExpertWeights&>(experts);
+  experts_->Down(weights, tokens, activations, partial, stream_);
+  CountLaunch(weights, tokens);
   Check("ExpertDown");
+}
+
+void CudaOps::CountLaunch(const CudaExpertWeights& experts, const ExpertTokens& tokens) {
+  if (!experts.dense() && experts.num_local() > 0 && tokens.max_copies > 0) ++mxfp4_launches_;
 }
 
 void CudaOps::AddResidual(Tensor partial, Tensor x) {

@@ -13,21 +13,34 @@ void CudaOps::Logits(const VectorWeight& final_norm, const DenseWeight& lm_head,
   HeadLogits(final_norm, lm_head, VectorWeight{}, x, rows, logits);
 }
 
+void CudaOps::SampledLogits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
+                            int first, Tensor logits) {
+  CONCLAVE_CHECK(first + logits.rows <= view_.samples);
+  NormProduct(final_norm, lm_head, VectorWeight{}, x, view_.sample_rows + first, logits);
+}
+
 void CudaOps::HeadLogits(const VectorWeight& final_norm, const DenseWeight& head,
                          const VectorWeight& bias, Tensor x, std::span<const int32_t> rows,
                          Tensor logits) {
-  if (failed() || rows.empty()) return;
+  if (failed()) return;
   for (const int32_t row : rows) CONCLAVE_CHECK(row >= 0 && row < x.rows);
-  const DenseSegment segment = SegmentOf(head, bias);
-  const DenseInput input = {
-      .x = x.as<__nv_bfloat16>(),
-      .rows = static_cast<int>(rows.size()),
-      .cols = hidden_,
-      .gather = static_cast<const int32_t*>(
-          stage_->Put(rows.data(), static_cast<int64_t>(rows.size() * sizeof(int32_t)), stream_)),
-      .norm = static_cast<const __nv_bfloat16*>(final_norm.data),
-      .epsilon = epsilon_};
-  Keep(dense_->Run({&segment, 1}, input, {logits.data, logits.dtype, logits.cols}, stream_));
+  CONCLAVE_CHECK(logits.rows == static_cast<int64_t>(rows.size()));
+  const auto* gather = static_cast<const int32_t*>(
+      stage_->Put(rows.data(), static_cast<int64_t>(rows.size() * sizeof(int32_t)), stream_));
+  NormProduct(final_norm, head, bias, x, gather, logits);
+}
+
+void CudaOps::NormProduct(const VectorWeight& norm, const DenseWeight& weight,
+                          const VectorWeight& bias, Tensor x, const int32_t* gather, Tensor out) {
+  if (failed() || out.rows == 0) return;
+  const DenseSegment segment = SegmentOf(weight, bias);
+  const DenseInput input = {.x = x.as<__nv_bfloat16>(),
+                            .rows = static_cast<int>(out.rows),
+                            .cols = hidden_,
+                            .gather = gather,
+                            .norm = static_cast<const __nv_bfloat16*>(norm.data),
+                            .epsilon = epsilon_};
+  Keep(dense_->Run({&segment, 1}, input, {out.data, out.dtype, out.cols}, stream_));
   Check("Logits");
 }
 
@@ -47,37 +60,22 @@ void CudaOps::JoinColumns(std::span<const Tensor> blocks, Tensor out) {
   Check("JoinColumns");
 }
 
-void CudaOps::Sample(Tensor logits, std::span<const SampleParams> params,
-                     const SampleOutput& output) {
+void CudaOps::Sample(Tensor logits, int first, const SampleOutput& output) {
   static_assert(kTopLogprobs == kMaxLogprobs);
-  if (failed() || params.empty()) return;
-  CONCLAVE_CHECK(static_cast<int64_t>(params.size()) == logits.rows);
-  sample_rows_.clear();
-  for (const SampleParams& row : params) {
-    sample_rows_.push_back({.temperature = row.temperature,
-                            .top_k = row.top_k,
-                            .top_p = row.top_p,
-                            .min_p = row.min_p,
-                            .seed = row.seed,
-                            .position = row.position,
-                            .logprobs = row.logprobs});
-  }
-  const auto* device_rows = static_cast<const SampleRow*>(stage_->Put(
-      sample_rows_.data(), static_cast<int64_t>(sample_rows_.size() * sizeof(SampleRow)), stream_));
+  if (failed() || logits.rows == 0) return;
+  CONCLAVE_CHECK(first + logits.rows <= view_.samples);
   SampleRows(logits.as<float>(), static_cast<int>(logits.rows), static_cast<int>(logits.cols),
-             device_rows,
+             view_.sample_params + first,
              {output.tokens.as<int32_t>(), output.logprobs.as<float>(),
               output.top_tokens.as<int32_t>(), output.top_logprobs.as<float>()},
              stream_);
   Check("Sample");
 }
 
-void CudaOps::StoreSampled(Tensor tokens, std::span<const int32_t> slots) {
-  if (failed() || slots.empty()) return;
-  for (const int32_t slot : slots) CONCLAVE_CHECK(slot >= 0 && slot < max_sequences_);
-  const auto* device_slots = static_cast<const int32_t*>(
-      stage_->Put(slots.data(), static_cast<int64_t>(slots.size() * sizeof(int32_t)), stream_));
-  cuda::StoreSampled(tokens.as<int32_t>(), device_slots, static_cast<int>(slots.size()),
+void CudaOps::StoreSampled(Tensor tokens) {
+  if (failed()) return;
+  CONCLAVE_CHECK(tokens.rows == view_.samples);
+  cuda::StoreSampled(tokens.as<int32_t>(), view_.sample_slots, view_.samples,
                      static_cast<int32_t*>(last_sampled_.memory.get()), stream_);
   Check("StoreSampled");
 }

@@ -88,6 +88,21 @@ class CudaOpsTest : public DeviceTest {
     ops_->BeginStep({ids, positions_, {&run_, 1}});
   }
 
+  // A prompt of as many rows as are sampled.
+  void BeginSampling(const std::vector<SampleParams>& params, const std::vector<int32_t>& slots) {
+    positions_.assign(params.size(), 0);
+    std::iota(positions_.begin(), positions_.end(), 0);
+    blocks_.assign(params.size() / 16 + 1, 0);
+    run_ = {
+        .rows = static_cast<int>(params.size()), .full_blocks = blocks_, .sliding_blocks = blocks_};
+    ops_->BeginStep({.token_ids = positions_,
+                     .positions = positions_,
+                     .runs = {&run_, 1},
+                     .sample_rows = positions_,
+                     .sample_params = params,
+                     .sample_slots = slots});
+  }
+
   std::unique_ptr<Ops> ops_;
   std::vector<Buffer> memory_;
   std::vector<int32_t> positions_, blocks_;
@@ -173,7 +188,8 @@ TEST_F(CudaOpsTest, EmbedsIdsAndTokensSampledBefore) {
   const Tensor tokens = NewTensor(DType::kI32, 3, 1);
   const std::array<int32_t, 3> sampled = {211, 455, 7};
   ops_->Write(tokens, sampled.data());
-  ops_->StoreSampled(tokens, std::array<int32_t, 3>{5, 0, 7});
+  BeginSampling(std::vector<SampleParams>(3), {5, 0, 7});
+  ops_->StoreSampled(tokens);
   const std::vector<int32_t> ids = {200, -1, 455, 199, 456, -6, 300, -8};
   const std::vector<int32_t> meant = {200, 455, 455, -1, -1, 211, 300, -1};
   BeginStep(ids);
@@ -259,8 +275,8 @@ TEST_F(CudaOpsTest, SamplesTheLargestAtTemperatureZero) {
   const SampleOutput out = {NewTensor(DType::kI32, 3, 1), NewTensor(DType::kF32, 3, 1),
                             NewTensor(DType::kI32, 3, kMaxLogprobs),
                             NewTensor(DType::kF32, 3, kMaxLogprobs)};
-  const std::vector<SampleParams> params(3, {.temperature = 0});
-  ops_->Sample(logits, params, out);
+  BeginSampling(std::vector<SampleParams>(3, {.temperature = 0}), {0, 1, 2});
+  ops_->Sample(logits, 0, out);
   EXPECT_EQ(ReadAll<int32_t>(out.tokens), (std::vector<int32_t>{17, 0, 300}));
   EXPECT_TRUE(ops_->Finish().ok());
 }

@@ -233,6 +233,15 @@ TEST_F(DenseTest, TheTinyCheckpoint) {
   ExpectRight<float>({.segments = {128}, .k = 512, .bias = true}, kRows);
 }
 
+// cuBLASLt takes no part in these.
+TEST_F(DenseTest, FewRowsOfASmallProduct) {
+  ExpectRight<__nv_bfloat16>(
+      {.segments = {128, 32, 32}, .k = 128, .out = DType::kBf16, .norm = true, .bias = true},
+      std::array{1, 3, 8});
+  ExpectRight<float>({.segments = {64}, .k = 128, .norm = true, .bias = true, .gather = true},
+                     std::array{1, 5});
+}
+
 TEST_F(DenseTest, ColumnsThatAreNoMultipleOfAnything) {
   for (const int64_t n : {1, 2, 7, 9, 13, 131}) {
     ExpectRight<float>({.segments = {n}, .k = 96, .norm = true, .bias = true, .gather = true},

@@ -17,9 +17,14 @@ __device__ std::byte* Slot(const PackArguments& p, int destination, int64_t inde
   return p.send + (destination * p.block_slots + index) * p.layout.slot_bytes;
 }
 
+// -1: the row has no expert there (padding of a recorded step).
+__device__ int RankOf(const PackArguments& p, int32_t expert) {
+  return expert < 0 ? -1 : p.tables.rank_of_expert[expert];
+}
+
 __device__ bool GoesTo(const PackArguments& p, int64_t row, int destination) {
   for (int j = 0; j < p.k; ++j) {
-    if (p.tables.rank_of_expert[p.expert_ids[row * p.k + j]] == destination) return true;
+    if (RankOf(p, p.expert_ids[row * p.k + j]) == destination) return true;
   }
   return false;
 }
@@ -75,7 +80,7 @@ __global__ void __launch_bounds__(kCopyThreads)
   auto* weights = reinterpret_cast<float*>(slot + p.layout.weights_offset);
   for (int j = thread; j < p.k; j += kCopyThreads) {
     const int32_t id = p.expert_ids[row * p.k + j];
-    ids[j] = p.tables.rank_of_expert[id] == destination ? id : -1;
+    ids[j] = RankOf(p, id) == destination ? id : -1;
     weights[j] = p.weights[row * p.k + j];
   }
   const int used = static_cast<int>(p.layout.weights_offset) / 4 + p.k;

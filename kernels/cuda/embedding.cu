@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
   PdlTrigger();
   PdlWait();
   const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (i < count) last_sampled[slots[i]] = tokens[i];
+  if (i < count && slots[i] >= 0) last_sampled[slots[i]] = tokens[i];
 }
 
 }  // namespace

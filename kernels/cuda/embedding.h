@@ -23,7 +23,8 @@ struct EmbeddingShard {
 void Embed(const EmbeddingShard& shard, const int32_t* ids, const int32_t* last_sampled, int rows,
            int64_t hidden, __nv_bfloat16* x, cudaStream_t stream);
 
-// last_sampled[slots[i]] = tokens[i], i < count. All in device memory; slots differ.
+// last_sampled[slots[i]] = tokens[i], i < count, where slots[i] is not negative. All in device
+// memory; slots differ.
 void StoreSampled(const int32_t* tokens, const int32_t* slots, int count, int32_t* last_sampled,
                   cudaStream_t stream);
 

@@ -194,22 +194,24 @@ __global__ void __launch_bounds__(kThreads) RouteKernel(const __grid_constant__ 
   ClusterWait();
   if (rank >= rows || thread >= 32) return;
   const int64_t row = first_row + rank;
-  TopExperts<kFusedRouteExperts / 32>(
-      header.logits, a.forced == nullptr ? nullptr : a.forced + row * a.k, a.experts, a.k,
-      a.expert_ids + row * a.k, a.weights + row * a.k);
+  TopExperts<kFusedRouteExperts / 32>(header.logits,
+                                      a.forced == nullptr ? nullptr : a.forced + row * a.k,
+                                      a.run_of_row == nullptr || a.run_of_row[row] >= 0, a.experts,
+                                      a.k, a.expert_ids + row * a.k, a.weights + row * a.k);
 }
 
 constexpr int kChooseWarps = 8;
 
 __global__ void __launch_bounds__(kChooseWarps * 32)
-    ChooseKernel(const float* logits, const int32_t* forced, int rows, int experts, int k,
-                 int32_t* expert_ids, float* weights) {
+    ChooseKernel(const float* logits, const int32_t* forced, const int32_t* run_of_row, int rows,
+                 int experts, int k, int32_t* expert_ids, float* weights) {
   PdlTrigger();
   PdlWait();
   const int64_t row = int64_t{blockIdx.x} * kChooseWarps + threadIdx.x / 32;
   if (row >= rows) return;
   TopExperts<kMaxRoutedExperts / 32>(logits + row * experts,
-                                     forced == nullptr ? nullptr : forced + row * k, experts, k,
+                                     forced == nullptr ? nullptr : forced + row * k,
+                                     run_of_row == nullptr || run_of_row[row] >= 0, experts, k,
                                      expert_ids + row * k, weights + row * k);
 }
 
@@ -247,12 +249,12 @@ void FusedRoute(const RouteArguments& arguments, cudaStream_t stream) {
                   stream, p);
 }
 
-void ChooseExperts(const float* logits, const int32_t* forced, int rows, int experts, int k,
-                   int32_t* expert_ids, float* weights, cudaStream_t stream) {
+void ChooseExperts(const float* logits, const int32_t* forced, const int32_t* run_of_row, int rows,
+                   int experts, int k, int32_t* expert_ids, float* weights, cudaStream_t stream) {
   if (rows == 0) return;
   LaunchDependent(ChooseKernel,
                   {dim3((rows + kChooseWarps - 1) / kChooseWarps), dim3(kChooseWarps * 32)}, stream,
-                  logits, forced, rows, experts, k, expert_ids, weights);
+                  logits, forced, run_of_row, rows, experts, k, expert_ids, weights);
 }
 
 }  // namespace conclave::kernels::cuda

@@ -9,7 +9,8 @@
 //
 // The choice: the k largest logits in falling order, ties to the lower id, a logit that is not a
 // number last. `forced` i32 [rows, k] in device memory replaces a choice where it is not negative;
-// null: none. Weights are the softmax over the logits of what was chosen.
+// null: none. Weights are the softmax over the logits of what was chosen. A row whose run_of_row is
+// negative (padding of a recorded step) goes to no expert: ids -1, weights 0; null: all rows count.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -32,6 +33,7 @@ struct RouteArguments {
   const __nv_bfloat16* weight = nullptr;  // [experts, hidden]
   const __nv_bfloat16* bias = nullptr;    // [experts] or null
   const int32_t* forced = nullptr;        // device memory
+  const int32_t* run_of_row = nullptr;    // [rows] device memory
   int rows = 0;
   int64_t hidden = 0;
   int experts = 0;
@@ -50,8 +52,8 @@ bool CanFuseRoute(const RouteArguments& arguments);
 void FusedRoute(const RouteArguments& arguments, cudaStream_t stream);
 
 // Of logits f32 [rows, experts].
-void ChooseExperts(const float* logits, const int32_t* forced, int rows, int experts, int k,
-                   int32_t* expert_ids, float* weights, cudaStream_t stream);
+void ChooseExperts(const float* logits, const int32_t* forced, const int32_t* run_of_row, int rows,
+                   int experts, int k, int32_t* expert_ids, float* weights, cudaStream_t stream);
 
 }  // namespace conclave::kernels::cuda
 

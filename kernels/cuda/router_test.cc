@@ -105,8 +105,8 @@ class RouterTest : public DeviceTest {
       const absl::Status status =
           (*product)->Run({&segment, 1}, input, {logits.data(), DType::kF32, a.experts}, nullptr);
       EXPECT_TRUE(status.ok()) << status;
-      ChooseExperts(logits.data(), a.forced, a.rows, a.experts, a.k, a.expert_ids, a.weights,
-                    nullptr);
+      ChooseExperts(logits.data(), a.forced, a.run_of_row, a.rows, a.experts, a.k, a.expert_ids,
+                    a.weights, nullptr);
       EXPECT_CUDA_OK(cudaDeviceSynchronize());
     }
     EXPECT_CUDA_OK(cudaGetLastError());

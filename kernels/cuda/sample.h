@@ -21,18 +21,9 @@
 
 #include <cstdint>
 
-namespace conclave::kernels::cuda {
+#include "kernels/cuda/sample_row.h"
 
-// kernels::SampleParams as the device reads it: same meaning.
-struct SampleRow {
-  float temperature = 1;
-  int32_t top_k = 0;
-  float top_p = 1;
-  float min_p = 0;
-  uint64_t seed = 0;
-  int32_t position = 0;
-  int32_t logprobs = -1;
-};
+namespace conclave::kernels::cuda {
 
 inline constexpr int kTopLogprobs = 20;
 

@@ -7,7 +7,8 @@
 // still waiting in the stream; Begin waits for step n - 1 to be complete. On the device there is
 // one place: the copy of step n + 1 comes after the kernels of step n in the stream.
 //
-//   | token ids, positions, run of row [max_rows] each | runs [max_runs] | blocks [max_blocks] |
+//   | token ids, positions, run of row [max_rows] each | runs [max_runs] |
+//   | sample rows, slots, parameters [max_samples] each | blocks [max_blocks] |
 //   | arguments: what Put adds, in the order of the calls |
 
 #include <cuda_runtime.h>
@@ -26,9 +27,21 @@ namespace conclave::kernels::cuda {
 struct StepLimits {
   int max_rows = 0;
   int max_runs = 0;
+  int max_samples = 0;
   int64_t max_blocks = 0;      // entries of all block tables of a step
   int64_t argument_bytes = 0;  // of one step; more makes Put wait for the device
 };
+
+// The host-side bounds of a StepView.
+struct StepShape {
+  int rows = 0;
+  int runs = 0;
+  int samples = 0;
+  int max_context = 0;
+  int max_run_rows = 0;
+};
+// The batch's own.
+StepShape ShapeOf(const StepBatch& batch);
 
 class StepStage {
  public:
@@ -37,9 +50,10 @@ class StepStage {
   StepStage(const StepStage&) = delete;
   StepStage& operator=(const StepStage&) = delete;
 
-  // One asynchronous copy. The view and the host memory behind `batch`: the view is valid for
-  // kernels enqueued until the next Begin, the batch is not needed any more.
-  StepView Begin(const StepBatch& batch, cudaStream_t stream);
+  // One asynchronous copy. `shape` is at least the batch's own; what it has more is padding, of the
+  // token 0 and no run, sampled at temperature 0 for no slot. The view is valid for kernels
+  // enqueued until the next Begin; the batch is not needed any more.
+  StepView Begin(const StepBatch& batch, const StepShape& shape, cudaStream_t stream);
 
   // Device memory, 16-byte aligned, that holds a copy of `bytes` of `host` for kernels enqueued
   // from now until the next Put or Begin. null when bytes = 0.
@@ -48,12 +62,23 @@ class StepStage {
  private:
   // Byte offsets in each buffer.
   struct Layout {
-    int64_t token_ids, positions, run_of_row, runs, blocks, arguments, end;
+    int64_t token_ids, positions, run_of_row, runs, sample_rows, sample_slots, sample_params,
+        blocks, arguments, end;
   };
 
   explicit StepStage(const StepLimits& limits);
-  std::byte* host() const { return static_cast<std::byte*>(host_[current_].memory.get()); }
-  std::byte* device() const { return static_cast<std::byte*>(device_.memory.get()); }
+  template <typename T>
+  T* host(int64_t offset) const {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(host_[current_].memory.get()) + offset);
+  }
+  template <typename T>
+  T* device(int64_t offset) const {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(device_.memory.get()) + offset);
+  }
+  void WriteRows(const StepBatch& batch, const StepShape& shape);
+  // Returns the entries of all block tables.
+  int64_t WriteRuns(const StepBatch& batch, const StepShape& shape);
+  void WriteSamples(const StepBatch& batch, const StepShape& shape);
 
   const StepLimits limits_;
   Layout layout_ = {};

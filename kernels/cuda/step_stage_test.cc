@@ -9,7 +9,7 @@ namespace conclave::kernels::cuda {
 namespace {
 
 constexpr StepLimits kLimits = {
-    .max_rows = 64, .max_runs = 8, .max_blocks = 200, .argument_bytes = 1024};
+    .max_rows = 64, .max_runs = 8, .max_samples = 8, .max_blocks = 200, .argument_bytes = 1024};
 
 // A step with different numbers for every `salt`.
 struct Step {
@@ -34,7 +34,11 @@ struct Step {
       runs.push_back(run);
     }
   }
-  StepBatch batch() const { return {ids, positions, runs}; }
+  StepBatch batch() const { return {ids, positions, runs, sample_rows, params, slots}; }
+  std::vector<int32_t> sample_rows = {0, 2};
+  std::vector<SampleParams> params = {{.temperature = 0.5f, .seed = 7, .position = 3},
+                                      {.top_k = 4, .logprobs = 2}};
+  std::vector<int32_t> slots = {3, 1};
   std::vector<int32_t> ids, positions, full[4], sliding[4];
   std::vector<SequenceRun> runs;
 };
@@ -91,8 +95,42 @@ class StepStageTest : public DeviceTest {
 TEST_F(StepStageTest, EveryStepIsThere) {
   for (int salt = 1; salt < 8; ++salt) {
     const Step step(salt);
-    ExpectView(step, stage_->Begin(step.batch(), nullptr));
+    ExpectView(step, stage_->Begin(step.batch(), ShapeOf(step.batch()), nullptr));
   }
+}
+
+TEST_F(StepStageTest, PaddingBelongsToNoRunAndNoSlot) {
+  const Step step(2);
+  StepShape shape = ShapeOf(step.batch());
+  const int rows = shape.rows;
+  const int runs = shape.runs;
+  shape.rows += 3;
+  shape.runs += 2;
+  shape.samples += 1;
+  shape.max_context += 100;
+  stage_->Begin(Step(7).batch(), ShapeOf(Step(7).batch()), nullptr);  // leaves its own behind
+  stage_->Begin(Step(7).batch(), ShapeOf(Step(7).batch()), nullptr);
+  const StepView view = stage_->Begin(step.batch(), shape, nullptr);
+  EXPECT_EQ(view.rows, rows + 3);
+  EXPECT_EQ(view.runs, runs + 2);
+  EXPECT_EQ(view.max_context, shape.max_context);
+  const std::vector<int32_t> run_of_row = FromDevice(view.run_of_row, view.rows);
+  const std::vector<int32_t> ids = FromDevice(view.token_ids, view.rows);
+  for (int row = rows; row < view.rows; ++row) {
+    EXPECT_EQ(run_of_row[row], -1);
+    EXPECT_EQ(ids[row], 0);
+  }
+  const std::vector<RunView> views = FromDevice(view.run, view.runs);
+  for (int run = runs; run < view.runs; ++run) EXPECT_EQ(views[run].rows, 0);
+  EXPECT_EQ(FromDevice(view.sample_slots, 3), (std::vector<int32_t>{3, 1, -1}));
+  EXPECT_EQ(FromDevice(view.sample_rows, 3), (std::vector<int32_t>{0, 2, 0}));
+  const std::vector<SampleRow> params = FromDevice(view.sample_params, 3);
+  EXPECT_EQ(params[0].temperature, 0.5f);
+  EXPECT_EQ(params[0].seed, 7u);
+  EXPECT_EQ(params[0].position, 3);
+  EXPECT_EQ(params[1].top_k, 4);
+  EXPECT_EQ(params[1].logprobs, 2);
+  EXPECT_EQ(params[2].temperature, 0);
 }
 
 TEST_F(StepStageTest, TheNextStepWaitsForItsTurnOnTheDevice) {
@@ -101,7 +139,7 @@ TEST_F(StepStageTest, TheNextStepWaitsForItsTurnOnTheDevice) {
   for (int salt = 0; salt < 6; ++salt) seen.emplace_back(int64_t{kLimits.max_rows});
   for (int salt = 0; salt < 6; ++salt) {
     const Step step(salt + 1);
-    const StepView view = stage_->Begin(step.batch(), nullptr);
+    const StepView view = stage_->Begin(step.batch(), ShapeOf(step.batch()), nullptr);
     EXPECT_CUDA_OK(cudaMemcpyAsync(seen[salt].data(), view.token_ids, view.rows * sizeof(int32_t),
                                    cudaMemcpyDeviceToDevice, nullptr));
   }
@@ -115,7 +153,7 @@ TEST_F(StepStageTest, TheNextStepWaitsForItsTurnOnTheDevice) {
 
 TEST_F(StepStageTest, ArgumentsBeyondTheirRoomWaitAndAreRight) {
   const Step step(1);
-  stage_->Begin(step.batch(), nullptr);
+  stage_->Begin(step.batch(), ShapeOf(step.batch()), nullptr);
   for (int i = 0; i < 20; ++i) {  // 20 x 400 bytes in 1,024
     const std::vector<int32_t> values(100, i);
     const auto* device = static_cast<const int32_t*>(stage_->Put(values.data(), 400, nullptr));
@@ -125,7 +163,7 @@ TEST_F(StepStageTest, ArgumentsBeyondTheirRoomWaitAndAreRight) {
 }
 
 TEST_F(StepStageTest, AStepWithoutRows) {
-  const StepView view = stage_->Begin({}, nullptr);
+  const StepView view = stage_->Begin({}, StepShape{}, nullptr);
   EXPECT_EQ(view.rows, 0);
   EXPECT_EQ(view.runs, 0);
 }

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/sample_row.h"
+
 namespace conclave::kernels::cuda {
 
 // SequenceRun in device memory; block tables as offsets into StepView::blocks.
@@ -36,6 +38,10 @@ struct StepView {
   const int32_t* run_of_row = nullptr;  // [rows] index into `run`, -1: no row of the step
   const RunView* run = nullptr;         // [runs] rows = 0: no run of the step
   const int32_t* blocks = nullptr;
+  const int32_t* sample_rows = nullptr;      // [samples]
+  const SampleRow* sample_params = nullptr;  // [samples]
+  const int32_t* sample_slots = nullptr;     // [samples] -1: none
+  int samples = 0;                           // launched, a host-side bound too
 };
 
 }  // namespace conclave::kernels::cuda

@@ -16,10 +16,10 @@ __device__ inline uint32_t LogitOrder(float logit) {
 
 // One row's choice by one warp; the contract is router.h's. `logits` [experts] in shared or global
 // memory, written before a barrier; at most kHeld * 32 experts and 32 choices. forced: this row's,
-// or null.
+// or null. Not `used`: no expert.
 template <int kHeld>
-__device__ void TopExperts(const float* logits, const int32_t* forced, int experts, int k,
-                           int32_t* expert_ids, float* weights) {
+__device__ void TopExperts(const float* logits, const int32_t* forced, bool used, int experts,
+                           int k, int32_t* expert_ids, float* weights) {
   constexpr unsigned kAll = 0xFFFFFFFFu;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   uint32_t order[kHeld];  // of expert lane + 32 i; 0: none, or chosen
@@ -57,8 +57,8 @@ __device__ void TopExperts(const float* logits, const int32_t* forced, int exper
   const float power = lane < k ? expf(logit - maximum) : 0;
   const float sum = WarpSum(power);
   if (lane >= k) return;
-  expert_ids[lane] = chosen;
-  weights[lane] = power / sum;
+  expert_ids[lane] = used ? chosen : -1;
+  weights[lane] = used ? power / sum : 0;
 }
 
 }  // namespace conclave::kernels::cuda

@@ -24,6 +24,7 @@ absl::StatusOr<std::unique_ptr<kernels::Ops>> MakeCuda(const model::Config& conf
   cuda.max_step_tokens = options.max_step_tokens;
   cuda.max_step_blocks = 2 * int64_t{options.max_blocks};
   cuda.load_threads = options.threads;
+  cuda.record_steps = options.record_steps;
   return kernels::MakeCudaOps(config, config.num_kv_heads, cuda);
 }
 

@@ -19,7 +19,8 @@ struct DeviceOptions {
   int threads = 1;  // of the CPU backend; that load weights to the GPU
   int max_sequences = 1;
   int max_step_tokens = 1;
-  int max_blocks = 1;  // of all sequences together, of each kind
+  int max_blocks = 1;        // of all sequences together, of each kind
+  bool record_steps = true;  // as of CudaOptions
 };
 
 // Why GPU tests cannot run here; empty when they can.

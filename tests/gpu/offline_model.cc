@@ -82,7 +82,8 @@ absl::Status OfflineModel::Load(const OfflineOptions& options) {
                                                  .threads = options.threads,
                                                  .max_sequences = options.max_sequences,
                                                  .max_step_tokens = options.max_step_tokens,
-                                                 .max_blocks = limits_.full_blocks}));
+                                                 .max_blocks = limits_.full_blocks,
+                                                 .record_steps = options.record_steps}));
   worker::WeightsRequest request;
   request.placement = &placement_;
   request.heads = options.heads;

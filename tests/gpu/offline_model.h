@@ -38,7 +38,8 @@ struct OfflineOptions {
   int threads = 1;                                              // as of DeviceOptions
   int max_step_tokens = 256;
   int max_sequences = 8;
-  int max_tokens = 256;  // of all sequences together
+  int max_tokens = 256;      // of all sequences together
+  bool record_steps = true;  // as of CudaOptions
 };
 
 struct TraceRequest {
