@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Speed of the whole service on one GPU, by `conclave bench` against `conclave serve`.
+"""Speed of the whole service on one GPU or several of one host, by `conclave bench` against `conclave serve`.
 
     tests/gpu/build FOLDER                      # where the checkout and nvcc are
     FOLDER/serve_gpu.py                         # where the GPU is: 120b, random weights
     FOLDER/serve_gpu.py --model DIR --weights file
 
-Prints what the driver counts as used memory, how long loading took and at what rate, tokens/s with
+Prints, of the first GPU and its worker, what the driver counts as used memory, how long loading took and at what rate, tokens/s with
 all streams decoding (the window that `conclave bench` calls steady), and prefill of one long prompt
 (prompt tokens over the server's own prefill time). `--json FILE` keeps all of it.
 """
@@ -61,6 +61,8 @@ def main():
     parser.add_argument("--model", default=os.path.join(HERE, "configs/gpt_oss_120b"))
     parser.add_argument("--weights", choices=("random", "file"), default="random")
     parser.add_argument("--layers", type=int, help="of random weights: the first N")
+    parser.add_argument("--workers", type=int, default=1, help="one for each GPU")
+    parser.add_argument("--tp", type=int, default=1, help="dp is workers / tp")
     parser.add_argument("--concurrency", default="1,8,32,64,128")
     parser.add_argument("--input-len", type=int, default=1024)
     parser.add_argument("--output-len", type=int, default=128)
@@ -72,7 +74,8 @@ def main():
 
     streams = [int(item) for item in args.concurrency.split(",")]
     binaries = os.path.join(HERE, "bin/service")
-    flags = ["--model", args.model, "--weights", args.weights, "--workers", "1", "--device", "cuda"]
+    flags = ["--model", args.model, "--weights", args.weights, "--device", "cuda"]
+    flags += ["--workers", str(args.workers), "--tp", str(args.tp)]
     flags += ["--max-running", str(max(streams)), "--prefill-chunk", str(args.prefill_chunk)]
     flags += ["--max-step-tokens", str(args.prefill_chunk + max(streams)), *args.serve]
     if args.layers:

@@ -1,0 +1,189 @@
+"""Groups of GPU workers, as real processes over NCCL: every shape and exchange mode against one rank,
+the same bits for the same plan, a rank that is killed, one that is stopped.
+
+Ranks that share a card get a host id of their own each, or NCCL refuses them; it then takes its
+network transport, over loopback. That is right, and slow."""
+
+import concurrent.futures
+import os
+import signal
+import socket
+import subprocess
+import time
+
+from service import Server, generate, prompt_of
+
+# (dp, tp, exchange modes)
+SHAPES = (
+    (2, 1, ("fixed", "exact")),
+    (1, 2, ("replicated", "fixed", "exact")),
+    (2, 2, ("fixed", "exact")),
+    (4, 1, ("fixed",)),
+)
+READY_SECONDS = 60
+# Of a first token's log-probability, against one rank: the median over the prompts. With random
+# weights a near-tie of the router that falls the other way moves single ones further.
+MEDIAN_LIMIT = 0.1
+KILLED_SECONDS = 2
+STOPPED_SECONDS = 10
+PROMPTS = range(1, 16)
+
+
+def count_gpus():
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return max(1, listed.stdout.count("GPU "))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Group(Server):
+    """A coordinator and its workers, started by hand."""
+
+    def __init__(self, here, environment, log, dp, tp, exchange):
+        binaries = os.path.join(here, "bin/service")
+        super().__init__(os.path.join(binaries, "conclave"), environment, log)
+        self.binaries = binaries
+        self.internal = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
+        self.workers = {}
+        model = os.path.join(here, "demo/tiny_gpt_oss")
+        self.coordinator_flags = ["--model", model, "--dp", str(dp), "--tp", str(tp)]
+        self.coordinator_flags += ["--workers", str(dp * tp), "--exchange", exchange]
+        self.size = dp * tp
+        self.gpus = count_gpus()
+
+    def start(self, name, command, **variables):
+        with open(os.path.join(self.log, f"{name}.log"), "a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                command, env=dict(self.environment, **variables), stdout=log, stderr=log
+            )
+
+    def start_worker(self, index):
+        command = [os.path.join(self.binaries, "conclave-worker"), "--coordinator", self.internal]
+        command += ["--advertise-address", "127.0.0.1", "--interface", "lo", "--device", "cuda"]
+        command += ["--cuda-device", str(index % self.gpus)]
+        apart = {"NCCL_HOSTID": f"rank-{index}", "NCCL_IB_DISABLE": "1"}
+        self.workers[index] = self.start(
+            f"worker-{index}", command, **(apart if self.size > self.gpus else {})
+        )
+
+    def __enter__(self):
+        command = [os.path.join(self.binaries, "conclave-coordinator"), "--listen", self.address]
+        command += ["--internal-listen", self.internal, "--health-listen", "127.0.0.1:0"]
+        self.coordinator = self.start("coordinator", command + self.coordinator_flags)
+        for index in range(self.size):
+            self.start_worker(index)
+        self.wait_ready()
+        return self
+
+    def wait_ready(self):
+        end = time.monotonic() + READY_SECONDS
+        while time.monotonic() < end:
+            code, status, _ = self.run("status")
+            if code == 0 and status["state"] == "READY":
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"the group was not ready after {READY_SECONDS} s")
+
+    def __exit__(self, *_):
+        processes = [self.coordinator, *self.workers.values()]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def first_tokens(server):
+    """[prompts][5] log-probabilities of the first token's best."""
+    answers = [generate(server, prompt_of(index), 1) for index in PROMPTS]
+    return [{e["token"]: e["logprob"] for e in a["logprobs"][0]["top"]} for a in answers]
+
+
+def median_distance(got, want):
+    """Over the prompts: the largest difference between entries that both lists have."""
+    worst = []
+    for mine, theirs in zip(got, want):
+        common = mine.keys() & theirs.keys()
+        worst.append(max((abs(mine[t] - theirs[t]) for t in common), default=9.0))
+    return sorted(worst)[len(worst) // 2]
+
+
+def check_shape(results, group, name, want):
+    distance = median_distance(first_tokens(group), want)
+    results.check(f"{name}: agrees with one rank", distance < MEDIAN_LIMIT, f"{distance:.3f}")
+    first = generate(group, prompt_of(11), 16)
+    again = generate(group, prompt_of(11), 16)
+    results.check(f"{name}: the same plan gives the same bits", first == again)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda i: generate(group, prompt_of(i), 4 + i), range(12)))
+    right = all(len(answer["tokens"]) == 4 + i for i, answer in enumerate(answers))
+    results.check(f"{name}: 12 ragged requests at once", right)
+    return first
+
+
+def seconds_until_failed(group, harm):
+    """Streams run, `harm` is done; how long until all have ended with UNAVAILABLE; -1: not so."""
+    command = [group.conclave, "generate", "--server", group.address, "--tokens", "1,2,3"]
+    command += ["--max-tokens", "100", "--ignore-eos"]
+    streams = [
+        subprocess.Popen(
+            command, env=group.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for stream in streams:
+        stream.stdout.read(1)  # the first text is there
+    start = time.monotonic()
+    harm()
+    errors = [stream.communicate(timeout=30)[1] for stream in streams]
+    seconds = time.monotonic() - start
+    unavailable = all("UNAVAILABLE" in error for error in errors)
+    return seconds if unavailable and all(s.returncode == 1 for s in streams) else -1
+
+
+def check_faults(results, group, name, before):
+    killed = group.workers[1]
+    seconds = seconds_until_failed(group, killed.kill)
+    killed.wait()
+    ok = 0 <= seconds < KILLED_SECONDS
+    results.check(f"{name}: kill -9 of a rank ends all streams", ok, f"{seconds:.2f} s")
+    group.start_worker(1)
+    group.wait_ready()
+    same = generate(group, prompt_of(11), 16) == before
+    results.check(f"{name}: a worker that joins again gives the same bits", same)
+    stopped = group.workers[0]
+    seconds = seconds_until_failed(group, lambda: stopped.send_signal(signal.SIGSTOP))
+    ok = 0 <= seconds < STOPPED_SECONDS
+    results.check(f"{name}: a rank that is stopped ends all streams", ok, f"{seconds:.2f} s")
+    stopped.kill()
+    stopped.wait()
+    group.start_worker(0)
+    group.wait_ready()
+    same = generate(group, prompt_of(11), 16) == before
+    results.check(f"{name}: and is replaced", same)
+
+
+def run_groups(results, args, here, environment):
+    environment = dict(environment, CONCLAVE_BIN_DIR=os.path.join(here, "bin/service"))
+    logs = os.path.join(args.log, "groups")
+    try:
+        with Group(here, environment, os.path.join(logs, "one"), 1, 1, "auto") as group:
+            want = first_tokens(group)
+        for dp, tp, modes in SHAPES:
+            for mode in modes:
+                name = f"{dp} x {tp}, {mode}"
+                log = os.path.join(logs, f"{dp}x{tp}-{mode}")
+                with Group(here, environment, log, dp, tp, mode) as group:
+                    bits = check_shape(results, group, name, want)
+                    if (dp, tp, mode) == (2, 1, "fixed"):
+                        check_faults(results, group, name, bits)
+    except (RuntimeError, subprocess.SubprocessError, KeyError, ValueError) as error:
+        results.add("groups", "failed", str(error))
