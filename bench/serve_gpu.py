@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from run import environment
+from libraries import environment
 from service import Server
 
 HERE = os.path.dirname(os.path.abspath(__file__))

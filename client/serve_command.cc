@@ -62,7 +62,7 @@ absl::Status Prepare(ServeOptions& options) {
   if (options.device != "cpu") {
     ASSIGN_OR_RETURN(const Json probe, ProbeWorker(options.worker_binary));
     RETURN_IF_ERROR(CheckDevice(probe, options.device));
-    options.cuda_devices = CudaDevices(probe);
+    RETURN_IF_ERROR(CheckCudaWorkers(probe, options.shape.world()));
   }
   if (options.log_dir.empty()) return absl::OkStatus();
   std::error_code error;

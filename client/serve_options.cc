@@ -162,9 +162,8 @@ std::vector<std::string> WorkerArgv(const ServeOptions& options, int index,
                                    "--log-level",
                                    options.log_level};
   if (options.device != "cuda") return argv;
-  // More workers than GPUs share them in turn: for tests, not for speed.
   argv.emplace_back("--cuda-device");
-  argv.push_back(std::to_string(index % std::max(1, options.cuda_devices)));
+  argv.push_back(std::to_string(index));
   if (options.no_graphs) argv.emplace_back("--no-graphs");
   return argv;
 }

@@ -22,7 +22,6 @@ struct ServeOptions {
   std::vector<std::string> heads;     // NAME=DIR
   ShapeFlags shape_flags{.workers = 1};
   std::string device = "cpu";
-  int cuda_devices = 0;  // that workers see, for device cuda
   bool no_graphs = false;
   std::string listen = kDefaultServer;
   std::string internal_listen = "127.0.0.1:0";

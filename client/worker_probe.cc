@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <sys/wait.h>
 
-#include <algorithm>
 #include <string_view>
 
 #include "client/format.h"
@@ -60,13 +59,26 @@ std::string CudaText(const Json& cuda, bool available) {
   return Line("CUDA", fmt::format("available: {} x {}", NumberOr0(cuda, "devices"),
                                   StringOr(cuda, "device_name", "unknown"))) +
          Line("CUDA kernel", fmt::format("{}, MXFP4 native", StringOr(cuda, "kernel", "unknown"))) +
-         Line("CUDA memory", FormatBytes(NumberOr0(cuda, "memory_bytes")));
+         Line("CUDA memory", FormatBytes(NumberOr0(cuda, "memory_bytes"))) +
+         Line("NCCL", StringOr(cuda, "nccl", "unknown"));
 }
 
 }  // namespace
 
-int CudaDevices(const Json& probe) {
-  return static_cast<int>(std::min<uint64_t>(NumberOr0(Cuda(probe), "devices"), 1024));
+absl::Status CheckCudaWorkers(const Json& probe, int workers) {
+  const uint64_t devices = NumberOr0(Cuda(probe), "devices");
+  if (static_cast<uint64_t>(workers) > devices) {
+    return absl::FailedPreconditionError(fmt::format(
+        "--device cuda with {} workers needs as many GPUs, {} are seen; use fewer --workers",
+        workers, devices));
+  }
+  // A version, or a reason code with a sentence.
+  const std::string nccl = StringOr(Cuda(probe), "nccl", "");
+  if (workers > 1 && nccl.find(':') != std::string::npos) {
+    return absl::FailedPreconditionError(
+        fmt::format("--device cuda with {} workers needs NCCL: {}", workers, nccl));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Json> ProbeWorker(const std::string& worker_binary) {
@@ -92,9 +104,8 @@ std::string ProbeText(const Json& probe) {
   text += Line("MXFP4", Mxfp4Text(probe));
   text += Line("threads", std::to_string(NumberOr0(probe, "threads")));
   text += Line("memory", FormatBytes(NumberOr0(probe, "memory_bytes")));
-  for (const char* library : {"gloo", "nccl"}) {
-    const std::string version = StringOr(probe, library, "");
-    if (!version.empty()) text += Line(library, version);
+  if (const std::string gloo = StringOr(probe, "gloo", ""); !gloo.empty()) {
+    text += Line("gloo", gloo);
   }
   return text + CudaText(Cuda(probe), CudaAvailable(probe));
 }

@@ -16,8 +16,9 @@ absl::StatusOr<Json> ProbeWorker(const std::string& worker_binary);
 // Lines for people: device, kernels, libraries, and why CUDA is or is not used.
 std::string ProbeText(const Json& probe);
 
-// GPUs that a worker sees.
-int CudaDevices(const Json& probe);
+// OK when so many CUDA workers can run here together: a GPU for each, and NCCL where they are
+// several; else FAILED_PRECONDITION with the numbers or the reason.
+absl::Status CheckCudaWorkers(const Json& probe, int workers);
 
 // OK when workers of `device` (cpu or cuda) can run here, else FAILED_PRECONDITION with the reason.
 absl::Status CheckDevice(const Json& probe, const std::string& device);

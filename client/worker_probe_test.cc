@@ -57,7 +57,12 @@ TEST(WorkerProbeTest, AnAvailableDeviceIsAccepted) {
                    {"device_name", "Some GPU"},
                    {"kernel", "cuda_mxfp4_sm90a"}};
   EXPECT_TRUE(CheckDevice(probe, "cuda").ok());
-  EXPECT_EQ(CudaDevices(probe), 2);
+  EXPECT_TRUE(CheckCudaWorkers(probe, 2).ok());
+  EXPECT_THAT(std::string(CheckCudaWorkers(probe, 3).message()),
+              HasSubstr("3 workers needs as many GPUs, 2 are seen"));
+  probe["cuda"]["nccl"] = "nccl_missing: no libnccl.so.2";
+  EXPECT_TRUE(CheckCudaWorkers(probe, 1).ok());
+  EXPECT_THAT(std::string(CheckCudaWorkers(probe, 2).message()), HasSubstr("nccl_missing"));
   EXPECT_THAT(ProbeText(probe), HasSubstr("available: 2 x Some GPU"));
   EXPECT_THAT(ProbeText(probe), HasSubstr("cuda_mxfp4_sm90a, MXFP4 native"));
 }

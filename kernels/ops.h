@@ -6,7 +6,7 @@
 //
 // Obligations of an implementation:
 //  1. Calls come from one thread and take effect in the order they are made (a GPU backend enqueues
-//     them on its stream; nothing but Read and Finish waits).
+//     them on its stream; nothing but Write, Read, ForgetRecorded and Finish waits).
 //  2. Shapes are the caller's promise, checked by CHECK at most. Input never reaches here
 //  unchecked.
 //  3. What an op writes for a row depends on that row alone, never on the rows beside it: the same

@@ -58,16 +58,14 @@ class CudaBackend final : public Backend {
   std::string memory_id() const override { return memory_id_; }
 
   DeviceMemory Memory() const override {
-    // The current device is the calling thread's, and threads of gRPC have others' work to do.
-    int before = 0;
     size_t free = 0;
     size_t total = 0;
-    cudaGetDevice(&before);
+    // The current device is the calling thread's. Setting back another would make a context there.
     cudaSetDevice(options_.device);
-    const bool known = cudaMemGetInfo(&free, &total) == cudaSuccess;
-    if (!known) cudaGetLastError();
-    cudaSetDevice(before);
-    if (!known) return {};
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) {
+      cudaGetLastError();
+      return {};
+    }
     return {static_cast<int64_t>(total), static_cast<int64_t>(free)};
   }
 

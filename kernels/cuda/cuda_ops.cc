@@ -203,6 +203,8 @@ StepLaunch CudaOps::BeginStep(const StepBatch& batch) {
                              .replayed = graphs_->use() == StepGraphs::Use::kReplay};
   if (failed()) return launch;
   view_ = stage_->Begin(batch, shape, stream_);
+  Check("BeginStep");
+  if (failed()) return launch;
   launches_before_ = mxfp4_launches_;
   if (graphs_->use() == StepGraphs::Use::kRecord) Keep(graphs_->StartCapture(stream_));
   if (launch.replayed || failed()) return launch;

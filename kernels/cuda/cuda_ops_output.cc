@@ -15,6 +15,7 @@ void CudaOps::Logits(const VectorWeight& final_norm, const DenseWeight& lm_head,
 
 void CudaOps::SampledLogits(const VectorWeight& final_norm, const DenseWeight& lm_head, Tensor x,
                             int first, Tensor logits) {
+  if (failed()) return;
   CONCLAVE_CHECK(first + logits.rows <= view_.samples);
   NormProduct(final_norm, lm_head, VectorWeight{}, x, view_.sample_rows + first, logits);
 }

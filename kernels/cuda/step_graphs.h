@@ -15,7 +15,7 @@
 //   StepShape shape = graphs.Begin(batch);   // then stage the batch with that shape
 //   if (graphs.use() == kRecord) graphs.StartCapture(stream);
 //   ...                                      // launches, unless kReplay
-//   graphs.Submit(stream);
+//   graphs.Submit(stream, launches);
 //
 // One thread. The graphs that were not used for longest go when there are more than kMaxGraphs.
 

@@ -77,7 +77,11 @@ class Group(Server):
         self.coordinator = self.start("coordinator", command + self.coordinator_flags)
         for index in range(self.size):
             self.start_worker(index)
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def wait_ready(self):
@@ -143,7 +147,11 @@ def seconds_until_failed(group, harm):
         stream.stdout.read(1)  # the first text is there
     start = time.monotonic()
     harm()
-    errors = [stream.communicate(timeout=30)[1] for stream in streams]
+    try:
+        errors = [stream.communicate(timeout=30)[1] for stream in streams]
+    finally:
+        for stream in streams:
+            stream.kill()
     seconds = time.monotonic() - start
     unavailable = all("UNAVAILABLE" in error for error in errors)
     return seconds if unavailable and all(s.returncode == 1 for s in streams) else -1
