@@ -166,8 +166,8 @@ class Ops {
   virtual const KernelInfo& info() const = 0;
   virtual DType activation_dtype() const = 0;  // f32 on CPU, bf16 on CUDA
   virtual DType partial_dtype() const = 0;     // f64 on CPU, f32 on CUDA
-  // Products with MXFP4 expert weights so far, two for each call of ExpertGateUp and ExpertDown
-  // together: the kernels in use, not those present. 0 where experts are held in bf16.
+  // Calls of ExpertGateUp and of ExpertDown so far that multiplied MXFP4 weights, those of recorded
+  // steps included: the kernels in use, not those present. 0 where experts are held in bf16.
   virtual uint64_t mxfp4_launches() const = 0;
 
   // --- Memory and weights; at start-up only. ---
