@@ -148,6 +148,8 @@ absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
     case v1::Prompt::kTokens:
       tokens = CheckIds(model, prompt.tokens(), field);
       break;
+    case v1::Prompt::kConversation:
+      return Invalid("{}.conversation is not served yet: set text or tokens", field);
     case v1::Prompt::KIND_NOT_SET:
       return Invalid("{} is empty: set text or tokens", field);
   }
