@@ -5,6 +5,8 @@ Language level (C++20) and optimization come from .bazelrc, for every target ali
 neither warns.
 """
 
+load("//bazel:pch.bzl", "pch_copts", "pch_deps")
+
 CONCLAVE_COPTS = [
     "-Wall",
     "-Wextra",
@@ -37,23 +39,44 @@ _RUNTIME = select({
     "//conditions:default": [],
 })
 
-def _copts(copts, hot):
-    return _WARNINGS + copts + (_HOT_COPTS if hot else [])
+# Rooms whose sources mostly include gRPC or generated code.
+_RPC_ROOMS = ["bench", "client", "coordinator", "tests", "worker"]
 
-def conclave_cc_library(name, copts = [], hot = False, **kwargs):
+def _pch():
+    return "rpc" if native.package_name().split("/")[0] in _RPC_ROOMS else "std"
+
+def _copts(copts, hot, pch):
+    return pch_copts(pch) + _WARNINGS + copts + (_HOT_COPTS if hot else [])
+
+def conclave_cc_library(name, deps = [], copts = [], hot = False, testonly = False, **kwargs):
     """A library: one per header pair.
 
     Args:
       name: the target, as a rule the header's name without `.h`.
+      deps: as for cc_library.
       copts: added to our warnings.
       hot: compile with -O3.
+      testonly: as for cc_library.
       **kwargs: as for cc_library.
     """
-    native.cc_library(name = name, copts = _copts(copts, hot), linkstatic = True, **kwargs)
+    pch = "test" if testonly else _pch()
+    native.cc_library(
+        name = name,
+        copts = _copts(copts, hot, pch),
+        linkstatic = True,
+        testonly = testonly,
+        deps = deps + pch_deps(pch),
+        **kwargs
+    )
 
 def conclave_cc_binary(name, deps = [], copts = [], hot = False, **kwargs):
     """A program. Arguments as for conclave_cc_library."""
-    native.cc_binary(name = name, copts = _copts(copts, hot), deps = deps + _RUNTIME, **kwargs)
+    native.cc_binary(
+        name = name,
+        copts = _copts(copts, hot, _pch()),
+        deps = deps + _RUNTIME + pch_deps(_pch()),
+        **kwargs
+    )
 
 def conclave_fuzz_binary(name, function, deps):
     """A libFuzzer program; builds with --config=fuzz only (tools/fuzz).
@@ -66,7 +89,7 @@ def conclave_fuzz_binary(name, function, deps):
     native.cc_binary(
         name = name,
         srcs = ["libfuzzer_main.cc"],
-        copts = _copts([], False),
+        copts = _copts([], False, "std"),
         linkopts = ["-fsanitize=fuzzer"],
         local_defines = ["CONCLAVE_FUZZ_FUNCTION=" + function],
         tags = ["manual"],
@@ -89,7 +112,7 @@ def conclave_cc_test(name, deps = [], copts = [], hot = False, main = True, size
     native.cc_test(
         name = name,
         size = size,
-        copts = _copts(copts, hot),
-        deps = deps + _RUNTIME + ["@sys//:gmock", "@sys//:gtest_main" if main else "@sys//:gtest"],
+        copts = _copts(copts, hot, "test"),
+        deps = deps + _RUNTIME + pch_deps("test") + ["@sys//:gmock", "@sys//:gtest_main" if main else "@sys//:gtest"],
         **kwargs
     )

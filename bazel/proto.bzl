@@ -12,6 +12,8 @@ included likewise (`#include "proto/conclave/v1/x.pb.h"`, and `x.grpc.pb.h` for 
 `NAME_descriptors.pb` is a FileDescriptorSet with all imports and comments.
 """
 
+load("//bazel:pch.bzl", "pch_copts", "pch_deps")
+
 _ProtoSources = provider(
     doc = "Sources of one conclave_proto_library.",
     fields = {"all": "depset of .proto files, imports included"},
@@ -100,6 +102,15 @@ def conclave_proto_library(name, srcs, deps = [], grpc = False, visibility = Non
     stems = [src[:-len(".proto")] for src in srcs]
     hdrs = [stem + suffix + ".h" for stem in stems for suffix in suffixes]
     ccs = [stem + suffix + ".cc" for stem in stems for suffix in suffixes]
+
+    # One unit for all: most of a generated file's compilation is the headers of gRPC.
+    native.genrule(
+        name = name + "_unit",
+        outs = [name + "_unit.cc"],
+        cmd = "printf '#include \"%s\"\\n' {} > $@".format(
+            " ".join(["%s/%s" % (native.package_name(), cc) for cc in ccs]),
+        ),
+    )
     _protoc(
         name = name + "_codegen",
         srcs = srcs,
@@ -111,11 +122,12 @@ def conclave_proto_library(name, srcs, deps = [], grpc = False, visibility = Non
     )
     native.cc_library(
         name = name,
-        srcs = ccs,
+        srcs = [name + "_unit.cc"],
         hdrs = hdrs,
-        copts = ["-w"],
+        textual_hdrs = ccs,
+        copts = pch_copts("rpc") + ["-Wvla", "-w"],
         linkstatic = True,
-        deps = deps + ["@sys//:protobuf"] + (["@sys//:grpc"] if grpc else []),
+        deps = deps + pch_deps("rpc") + ["@sys//:protobuf"] + (["@sys//:grpc"] if grpc else []),
         visibility = visibility,
         **kwargs
     )
