@@ -103,14 +103,17 @@ def conclave_proto_library(name, srcs, deps = [], grpc = False, visibility = Non
     hdrs = [stem + suffix + ".h" for stem in stems for suffix in suffixes]
     ccs = [stem + suffix + ".cc" for stem in stems for suffix in suffixes]
 
-    # One unit for all: most of a generated file's compilation is the headers of gRPC.
-    native.genrule(
-        name = name + "_unit",
-        outs = [name + "_unit.cc"],
-        cmd = "printf '#include \"%s\"\\n' {} > $@".format(
-            " ".join(["%s/%s" % (native.package_name(), cc) for cc in ccs]),
-        ),
-    )
+    messages = [cc for cc in ccs if not cc.endswith(".grpc.pb.cc")]
+    services = [cc for cc in ccs if cc.endswith(".grpc.pb.cc")]
+    if services:
+        # One unit for all services: most of such a file's compilation is the headers of gRPC.
+        native.genrule(
+            name = name + "_services",
+            outs = [name + "_services.cc"],
+            cmd = "printf '#include \"%s\"\\n' {} > $@".format(
+                " ".join(["%s/%s" % (native.package_name(), cc) for cc in services]),
+            ),
+        )
     _protoc(
         name = name + "_codegen",
         srcs = srcs,
@@ -122,9 +125,9 @@ def conclave_proto_library(name, srcs, deps = [], grpc = False, visibility = Non
     )
     native.cc_library(
         name = name,
-        srcs = [name + "_unit.cc"],
+        srcs = messages + ([name + "_services.cc"] if services else []),
         hdrs = hdrs,
-        textual_hdrs = ccs,
+        textual_hdrs = services,
         copts = pch_copts("rpc") + ["-Wvla", "-w"],
         linkstatic = True,
         deps = deps + pch_deps("rpc") + ["@sys//:protobuf"] + (["@sys//:grpc"] if grpc else []),
