@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -70,13 +71,17 @@ TEST(Utf8Test, FirstBadByteIsNamed) {
   EXPECT_TRUE(ValidateUtf8("na\xC3\xAFve \xE2\x82\xAC \xF0\x9F\x92\x96 and plain ASCII").ok());
 }
 
+// `pattern` with a replacement character for each question mark.
+std::string Replaced(const std::string& pattern) {
+  return absl::StrReplaceAll(pattern, {{"?", kReplacementCharacter}});
+}
+
 // The examples of the Unicode Standard, section 3.9, "U+FFFD substitution of maximal subparts".
 TEST(Utf8Test, OneReplacementForEachMaximalSubpart) {
-  const std::string r(kReplacementCharacter);
-  EXPECT_EQ(Lossy("\xC0\xAF\xE0\x80\xBF\xF0\x81\x82\x41"), r + r + r + r + r + r + r + r + "A");
-  EXPECT_EQ(Lossy("\xED\xA0\x80\xED\xBF\xBF\xED\xAF\x41"), r + r + r + r + r + r + r + r + "A");
-  EXPECT_EQ(Lossy("\xF4\x91\x92\x93\xFF\x41\x80\xBF\x42"), r + r + r + r + r + "A" + r + r + "B");
-  EXPECT_EQ(Lossy("\xE1\x80\xE2\xF0\x91\x92\xF1\xBF\x41"), r + r + r + r + "A");
+  EXPECT_EQ(Lossy("\xC0\xAF\xE0\x80\xBF\xF0\x81\x82\x41"), Replaced("????????A"));
+  EXPECT_EQ(Lossy("\xED\xA0\x80\xED\xBF\xBF\xED\xAF\x41"), Replaced("????????A"));
+  EXPECT_EQ(Lossy("\xF4\x91\x92\x93\xFF\x41\x80\xBF\x42"), Replaced("?????A??B"));
+  EXPECT_EQ(Lossy("\xE1\x80\xE2\xF0\x91\x92\xF1\xBF\x41"), Replaced("????A"));
 }
 
 TEST(Utf8Test, UnfinishedCharacterAtTheEndIsLeft) {

@@ -17,8 +17,9 @@ _AQUERY = ["bazel", "aquery", "--keep_going", "--ui_event_filters=-info", "--nos
 
 # Known to GCC only, or of no meaning without an object file.
 _DROPPED = re.compile(r"-fno-canonical-system-headers|-Wno-restrict|-Wunused-but-set-parameter|"
-                      r"-Wno-free-nonheap-object|-M[DMP]+|-frandom-seed=.*|-fdebug-.*|-Werror")
-_DROPPED_WITH_VALUE = {"-MF", "-o"}
+                      r"-Wno-free-nonheap-object|-W(no-error=)?invalid-pch|-M[DMP]+|-frandom-seed=.*|-fdebug-.*|-Werror")
+# -include: precompiled headers are GCC's, and sources are to include what they use.
+_DROPPED_WITH_VALUE = {"-MF", "-o", "-include"}
 
 
 def bazel_info(key):
