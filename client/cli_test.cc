@@ -92,6 +92,10 @@ TEST(CliUsageTest, WrongUsageIsOneLineAndExits2) {
   ExpectError(RunConclave({"generate", "--tokens", "1,x"}), kExitUsage, "'x'");
   ExpectError(RunConclave({"generate", "--prompt", "a", "--max-tokens", "many"}), kExitUsage,
               "--max-tokens");
+  for (const char* bias : {"42", "42:", ":1", "x:1", "42:1x", "-1:2"}) {
+    ExpectError(RunConclave({"generate", "--prompt", "a", std::string("--logit-bias=") + bias}),
+                kExitUsage, "--logit-bias is");
+  }
   ExpectError(RunConclave({"serve", "--workers", "2"}), kExitUsage, "--model");
   ExpectError(RunConclave({"serve", "--model", "m", "--device", "tpu"}), kExitUsage, "--device");
   ExpectError(RunConclave({"serve", "--model", "m", "--head", "nameless"}), kExitUsage, "NAME=DIR");
@@ -167,8 +171,26 @@ TEST_F(CliTest, GenerateSendsItsFlags) {
                                     "8",
                                     "--stop-token",
                                     "9",
+                                    "--stop-string",
+                                    "\n\n",
+                                    "--stop-string",
+                                    "end of it",
+                                    "--min-tokens",
+                                    "3",
+                                    "--repetition-penalty",
+                                    "1.5",
+                                    "--presence-penalty",
+                                    "-0.5",
+                                    "--frequency-penalty=-.25",
+                                    "--logit-bias",
+                                    "42:-100",
+                                    "--logit-bias",
+                                    "7:1.5",
                                     "--logprobs",
                                     "0",
+                                    "--prompt-logprobs",
+                                    "2",
+                                    "--echo",
                                     "--json"});
   EXPECT_EQ(result.code, kExitOk) << result.err;
   const v1::GenerateRequest& sent = server_.requests.generate;
@@ -181,7 +203,17 @@ TEST_F(CliTest, GenerateSendsItsFlags) {
   EXPECT_EQ(sent.sampling().top_k(), 4u);
   EXPECT_EQ(sent.sampling().top_p(), 0.5f);
   EXPECT_EQ(sent.sampling().min_p(), 0.25f);
+  EXPECT_THAT(sent.stop().stop_strings(), ElementsAre("\n\n", "end of it"));
+  EXPECT_EQ(sent.stop().min_tokens(), 3u);
+  EXPECT_EQ(sent.sampling().repetition_penalty(), 1.5f);
+  EXPECT_EQ(sent.sampling().presence_penalty(), -0.5f);
+  EXPECT_EQ(sent.sampling().frequency_penalty(), -0.25f);
+  EXPECT_EQ(sent.sampling().logit_bias_size(), 2);
+  EXPECT_EQ(sent.sampling().logit_bias().at(42), -100.0f);
+  EXPECT_EQ(sent.sampling().logit_bias().at(7), 1.5f);
   EXPECT_TRUE(sent.has_logprobs());
+  EXPECT_EQ(sent.prompt_logprobs(), 2u);
+  EXPECT_TRUE(sent.echo());
   EXPECT_TRUE(Json::parse(result.out).contains("logprobs"));
 }
 
@@ -193,6 +225,29 @@ TEST_F(CliTest, GenerateLeavesUnsetWhatWasNotGiven) {
   EXPECT_FALSE(sent.sampling().has_temperature());
   EXPECT_FALSE(sent.sampling().has_seed());
   EXPECT_FALSE(sent.has_logprobs());
+  EXPECT_FALSE(sent.has_prompt_logprobs());
+  EXPECT_FALSE(sent.echo());
+  EXPECT_FALSE(sent.sampling().has_repetition_penalty());
+}
+
+TEST_F(CliTest, GeneratePrintsTheEchoedPromptAndItsLogprobs) {
+  v1::GenerateResponse part;
+  part.mutable_prompt()->add_tokens(5);
+  part.mutable_prompt()->set_text("Once ");
+  v1::TokenLogprobs* logprob = part.mutable_prompt()->add_logprobs();
+  logprob->set_token(6);
+  logprob->set_logprob(-0.5f);
+  server_.answers.stream.push_back(part);
+  AddPart({7}, "upon");
+  AddFinish();
+  const CommandResult result = Run({"generate", "--prompt", "Once ", "--echo"});
+  EXPECT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_THAT(result.out, StartsWith("Once upon\n"));
+  EXPECT_THAT(result.out, HasSubstr("-0.5000"));
+  const Json json = Json::parse(Run({"generate", "--prompt", "Once ", "--echo", "--json"}).out);
+  EXPECT_EQ(json["prompt"]["text"], "Once ");
+  EXPECT_EQ(json["prompt_logprobs"][0]["token"], 6);
+  EXPECT_EQ(json["text"], "upon");
 }
 
 TEST_F(CliTest, WhatTheServerShouldRefuseReachesIt) {

@@ -9,65 +9,41 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
+#include "base/status_macros.h"
 #include "client/client.h"
 #include "client/exit_code.h"
 #include "client/format.h"
 #include "client/interrupt.h"
 #include "client/json_shapes.h"
 #include "client/prompt_flags.h"
+#include "client/sampling_flags.h"
 #include "client/server_flags.h"
 
 namespace conclave::client {
 namespace {
 
 constexpr char kName[] = "generate";
-constexpr uint32_t kDefaultMaxTokens = 128;
-
-struct SamplingFlags {
-  std::optional<float> temperature;
-  std::optional<uint32_t> top_k;
-  std::optional<float> top_p;
-  std::optional<float> min_p;
-  std::optional<uint64_t> seed;
-};
 
 struct Flags {
   ServerFlags server;
   PromptFlags prompt;
-  std::optional<uint32_t> max_tokens;
   SamplingFlags sampling;
-  bool ignore_eos = false;
-  std::vector<uint32_t> stop_tokens;
+  StopFlags stop;
   std::optional<uint32_t> logprobs;
+  std::optional<uint32_t> prompt_logprobs;
+  bool echo = false;
   bool json = false;
 };
 
-void AddSamplingFlags(base::FlagSet& command, SamplingFlags* flags) {
-  command.Add("--temperature", &flags->temperature, "0 takes the most likely token [1]");
-  command.Add("--top-k", &flags->top_k, "Sample from the k most likely tokens [all]");
-  command.Add("--top-p", &flags->top_p, "Sample from the most likely tokens of this total [1]");
-  command.Add("--min-p", &flags->min_p, "Drop tokens this much less likely than the best [0]");
-  command.Add("--seed", &flags->seed, "The same seed gives the same text [random]");
-}
-
-// Flags that were not given are left to the server.
-void SetSampling(const SamplingFlags& flags, v1::SamplingParams* sampling) {
-  if (flags.temperature.has_value()) sampling->set_temperature(*flags.temperature);
-  if (flags.top_k.has_value()) sampling->set_top_k(*flags.top_k);
-  if (flags.top_p.has_value()) sampling->set_top_p(*flags.top_p);
-  if (flags.min_p.has_value()) sampling->set_min_p(*flags.min_p);
-  if (flags.seed.has_value()) sampling->set_seed(*flags.seed);
-}
-
 // All but the prompt.
-v1::GenerateRequest MakeRequest(const Flags& flags) {
+absl::StatusOr<v1::GenerateRequest> MakeRequest(const Flags& flags) {
   v1::GenerateRequest request;
-  SetSampling(flags.sampling, request.mutable_sampling());
-  v1::StopParams* stop = request.mutable_stop();
-  stop->set_max_tokens(flags.max_tokens.value_or(kDefaultMaxTokens));
-  if (flags.ignore_eos) stop->set_ignore_eos(true);
-  stop->mutable_stop_token_ids()->Add(flags.stop_tokens.begin(), flags.stop_tokens.end());
+  RETURN_IF_ERROR(SetSampling(flags.sampling, request.mutable_sampling()));
+  RETURN_IF_ERROR(SetStop(flags.stop, request.mutable_stop()));
   if (flags.logprobs.has_value()) request.set_logprobs(*flags.logprobs);
+  if (flags.prompt_logprobs.has_value()) request.set_prompt_logprobs(*flags.prompt_logprobs);
+  request.set_echo(flags.echo);
   return request;
 }
 
@@ -91,6 +67,7 @@ class Output {
     // MergeFrom replaces a string where a stream appends to it.
     text_ += part.text();
     if (json_) return;
+    std::fwrite(part.prompt().text().data(), 1, part.prompt().text().size(), stdout);
     std::fwrite(part.text().data(), 1, part.text().size(), stdout);
     std::fflush(stdout);
   }
@@ -105,7 +82,8 @@ class Output {
       return;
     }
     EndLine();
-    if (with_logprobs_) fmt::print("{}", LogprobTable());
+    if (!all_.prompt().logprobs().empty()) fmt::print("{}", LogprobTable(all_.prompt()));
+    if (with_logprobs_) fmt::print("{}", LogprobTable(all_));
     std::fflush(stdout);
     fmt::print(stderr, "[{}]\n", Summary(all_.finish()));
   }
@@ -120,14 +98,16 @@ class Output {
 
   // Partial text ends here, so that what follows starts on a line of its own.
   void EndLine() const {
-    if (!json_ && !text_.empty()) fmt::print("\n");
+    if (!json_ && !(text_.empty() && all_.prompt().text().empty())) fmt::print("\n");
     std::fflush(stdout);
   }
 
  private:
-  std::string LogprobTable() const {
+  // `Part` is GenerateResponse or its PromptEcho.
+  template <typename Part>
+  static std::string LogprobTable(const Part& part) {
     Table table({"token", "logprob", "most likely"});
-    for (const auto& token : all_.logprobs()) {
+    for (const auto& token : part.logprobs()) {
       std::string top;
       for (const auto& entry : token.top()) {
         top += fmt::format("{}{} {:.4f}", top.empty() ? "" : ", ", entry.token(), entry.logprob());
@@ -158,7 +138,12 @@ int Run(const Flags& flags) {
     return FailUsage(kName, std::string(prompt.status().message()));
   }
   if (!prompt.ok()) return Fail(kName, prompt.status());
-  v1::GenerateRequest request = MakeRequest(flags);
+  auto made = MakeRequest(flags);
+  if (absl::IsFailedPrecondition(made.status())) {
+    return FailUsage(kName, std::string(made.status().message()));
+  }
+  if (!made.ok()) return Fail(kName, made.status());
+  v1::GenerateRequest& request = *made;
   *request.mutable_prompt() = *std::move(prompt);
 
   // The guard first: threads that gRPC starts inherit the blocked signals.
@@ -192,13 +177,13 @@ void AddGenerateCommand(base::FlagSet& app, std::function<int()>* run) {
   base::FlagSet& command = app.AddCommand(kName, "Continue a prompt, streaming text as it is made");
   AddServerFlags(command, &flags->server);
   AddPromptFlags(command, "--prompt", &flags->prompt);
-  command.Add("--max-tokens", &flags->max_tokens, "Tokens to generate at most [128]");
+  AddStopFlags(command, &flags->stop);
   AddSamplingFlags(command, &flags->sampling);
-  command.AddSwitch("--ignore-eos", &flags->ignore_eos, "Go on past the model's end tokens");
-  command.Add("--stop-token", &flags->stop_tokens,
-              "A further token id that ends the text (repeatable)");
   command.Add("--logprobs", &flags->logprobs,
               "Log-probabilities of each token and of the K most likely, K up to 20");
+  command.Add("--prompt-logprobs", &flags->prompt_logprobs,
+              "The same for the tokens of the prompt but the first");
+  command.AddSwitch("--echo", &flags->echo, "Print the prompt too, before the text");
   command.AddSwitch("--json", &flags->json, "Print one JSON object at the end instead of text");
   command.SetFooter(
       "Ctrl-C cancels the request: what has arrived is kept, the exit code is 130.\n\n"

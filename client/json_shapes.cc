@@ -8,7 +8,7 @@
 namespace conclave::client {
 namespace {
 
-Json LogprobsJson(const v1::TokenLogprobs& logprobs) {
+Json TokenJson(const v1::TokenLogprobs& logprobs) {
   Json top = Json::array();
   for (const auto& entry : logprobs.top()) {
     top.push_back({{"token", entry.token()}, {"logprob", ShortFloat(entry.logprob())}});
@@ -16,6 +16,14 @@ Json LogprobsJson(const v1::TokenLogprobs& logprobs) {
   return {{"token", logprobs.token()},
           {"logprob", ShortFloat(logprobs.logprob())},
           {"top", std::move(top)}};
+}
+
+// Of a GenerateResponse or a PromptEcho.
+template <typename Part>
+Json LogprobsJson(const Part& part) {
+  Json logprobs = Json::array();
+  for (const auto& token : part.logprobs()) logprobs.push_back(TokenJson(token));
+  return logprobs;
 }
 
 Json BlocksJson(const v1::KvBlocks& blocks) {
@@ -99,11 +107,14 @@ Json GenerationJson(const v1::GenerateResponse& all, bool with_logprobs) {
                {"usage",
                 {{"prompt_tokens", usage.prompt_tokens()},
                  {"completion_tokens", usage.completion_tokens()}}}};
-  if (with_logprobs) {
-    Json logprobs = Json::array();
-    for (const auto& token : all.logprobs()) logprobs.push_back(LogprobsJson(token));
-    json["logprobs"] = std::move(logprobs);
+  if (all.finish().has_stop_token()) json["stop_token"] = all.finish().stop_token();
+  if (all.finish().has_stop_string()) json["stop_string"] = all.finish().stop_string();
+  if (with_logprobs) json["logprobs"] = LogprobsJson(all);
+  const v1::PromptEcho& prompt = all.prompt();
+  if (!prompt.tokens().empty()) {
+    json["prompt"] = {{"tokens", prompt.tokens()}, {"text", prompt.text()}};
   }
+  if (!prompt.logprobs().empty()) json["prompt_logprobs"] = LogprobsJson(prompt);
   return json;
 }
 

@@ -43,6 +43,17 @@ TEST(JsonShapesTest, GenerationHasExactlyTheFieldsOfTheContract) {
             R"({"token":6,"logprob":-2.0}]},{"token":7,"logprob":-0.25,"top":[]}])");
 }
 
+TEST(JsonShapesTest, WhatWasAskedOfThePromptIsThere) {
+  const auto all = Parse<v1::GenerateResponse>(R"(
+    prompt { tokens: 1 tokens: 2 text: "ab" logprobs { token: 2 logprob: -0.5 } }
+    finish { reason: FINISH_REASON_STOP stop_string: "end" })");
+  const Json json = GenerationJson(all, false);
+  EXPECT_EQ(Dump(json["prompt"]), R"({"tokens":[1,2],"text":"ab"})");
+  EXPECT_EQ(Dump(json["prompt_logprobs"]), R"([{"token":2,"logprob":-0.5,"top":[]}])");
+  EXPECT_EQ(json["stop_string"], "end");
+  EXPECT_FALSE(json.contains("stop_token"));
+}
+
 TEST(JsonShapesTest, AnEmptyGenerationHasEmptyArrays) {
   const auto all = Parse<v1::GenerateResponse>("finish { reason: FINISH_REASON_CANCELLED }");
   EXPECT_EQ(Dump(GenerationJson(all, true)),

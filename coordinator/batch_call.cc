@@ -10,6 +10,10 @@ class BatchCall::ItemSink final : public RequestSink {
  public:
   ItemSink(std::shared_ptr<BatchCall> call, size_t index) : call_(std::move(call)), index_(index) {}
 
+  void OnPromptLogprobs(std::span<const PromptLogprob> logprobs) override {
+    auto& all = call_->items_[index_].prompt;
+    all.insert(all.end(), logprobs.begin(), logprobs.end());
+  }
   void OnTokens(std::span<const TokenEvent> tokens) override {
     auto& all = call_->items_[index_].tokens;
     all.insert(all.end(), tokens.begin(), tokens.end());

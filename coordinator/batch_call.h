@@ -20,6 +20,7 @@ namespace conclave::coordinator {
 
 // Everything one request produced.
 struct BatchItem {
+  std::vector<PromptLogprob> prompt;
   std::vector<TokenEvent> tokens;
   std::vector<float> head_logits;  // [rows, labels], rows in order of position
   Outcome outcome;

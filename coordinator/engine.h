@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "coordinator/stop_strings.h"
 #include "model/config.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
 #include "proto/conclave/v1/cluster.pb.h"
@@ -33,6 +34,18 @@ struct TokenEvent {
   bool is_stop = false;                    // ends the sequence: its text is not part of the reply
   float logprob = 0;                       // if the request asked for log-probabilities
   std::vector<std::pair<int, float>> top;  // by falling logprob
+  // Bytes at the end of the text so far that are not to be shown: they are a stop string and what
+  // follows it (`stop_string`), or may be the beginning of one (shown when a later event, or an
+  // end without one, says so).
+  int held_bytes = 0;
+  bool stop_string = false;
+};
+
+// A token of the prompt and how likely the model had it, given those before it.
+struct PromptLogprob {
+  int token = 0;
+  float logprob = 0;
+  std::vector<std::pair<int, float>> top;  // by falling logprob
 };
 
 enum class FinishReason { kStop, kLength, kCancelled, kHeads };
@@ -41,6 +54,9 @@ enum class FinishReason { kStop, kLength, kCancelled, kHeads };
 struct Outcome {
   absl::Status status;
   FinishReason reason = FinishReason::kStop;
+  // With kStop of a generation: the string that ended it, or else (empty) the token.
+  std::string stop_string = {};
+  int stop_token = 0;
   int prompt_tokens = 0;
   int completion_tokens = 0;
   absl::Duration queue_time;
@@ -54,6 +70,9 @@ class RequestSink {
  public:
   virtual ~RequestSink() = default;
   virtual void OnTokens(std::span<const TokenEvent> tokens) = 0;
+  // Of the prompt's second token and on, in order, before the first OnTokens. Only if the request
+  // asked for them.
+  virtual void OnPromptLogprobs(std::span<const PromptLogprob>) {}
   // logits [rows, labels] of head `head` at positions [first_position, first_position + rows).
   virtual void OnHeadLogits(int head, int first_position, std::span<const float> logits) = 0;
   // Exactly once, and nothing after it.
@@ -74,6 +93,13 @@ struct Request {
   internal::v1::Sampling sampling;
   bool ignore_eos = false;
   std::vector<int> stop_token_ids;
+  // Of the first min_tokens tokens none ends the sequence: `sampling` keeps end tokens from being
+  // drawn, and stop strings that they complete count for nothing.
+  int min_tokens = 0;
+  std::shared_ptr<const StopStrings> stop_strings;  // null: none
+  int prompt_logprobs = -1;  // entries of the top list of each of the prompt's tokens; -1: none
+  bool echo = false;         // the reply begins with the prompt: `tokens` and this text
+  std::string prompt_text = {};
   std::vector<HeadRead> heads;
   std::vector<uint32_t> forced_expert_ids;  // [positions, layers, k]
   absl::Time deadline = absl::InfiniteFuture();

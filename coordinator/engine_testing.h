@@ -29,6 +29,13 @@ class RecordingSink : public RequestSink {
     for (const TokenEvent& event : tokens) tokens_.push_back(event.token);
   }
 
+  void OnPromptLogprobs(std::span<const PromptLogprob> logprobs) override {
+    absl::MutexLock lock(&mutex_);
+    EXPECT_EQ(ends_, 0) << "log-probabilities after the end";
+    EXPECT_TRUE(tokens_.empty()) << "log-probabilities of the prompt after a generated token";
+    prompt_.insert(prompt_.end(), logprobs.begin(), logprobs.end());
+  }
+
   void OnHeadLogits(int head, int first_position, std::span<const float> logits) override {
     absl::MutexLock lock(&mutex_);
     EXPECT_EQ(ends_, 0) << "logits after the end";
@@ -50,6 +57,10 @@ class RecordingSink : public RequestSink {
   std::vector<int> tokens() const {
     absl::MutexLock lock(&mutex_);
     return tokens_;
+  }
+  std::vector<PromptLogprob> prompt() const {
+    absl::MutexLock lock(&mutex_);
+    return prompt_;
   }
   std::vector<Piece> pieces() const {
     absl::MutexLock lock(&mutex_);
@@ -79,6 +90,7 @@ class RecordingSink : public RequestSink {
 
   mutable absl::Mutex mutex_;  // guards all below
   std::vector<int> tokens_;
+  std::vector<PromptLogprob> prompt_;
   std::vector<Piece> pieces_;
   int ends_ = 0;
   Outcome outcome_;
@@ -153,6 +165,7 @@ class FakeRank {
     const int rows = std::max(1, chunk.tokens_size());
     ExtendTables(chunk, start, rows, slot);
     for (const auto& want : chunk.heads()) AddLogits(chunk, want, result);
+    if (!chunk.logprobs().targets().empty()) AddTargets(chunk, result);
     slot.position = start + rows;
     if (chunk.sample()) {
       slot.has_sample = true;
@@ -186,6 +199,20 @@ class FakeRank {
     for (uint32_t row = 0; row < want.count(); ++row) {
       for (int label = 0; label < shape_.head_labels[want.head()]; ++label) {
         logits->add_logits(static_cast<float>(logits->first_position() + row) * 10 + label);
+      }
+    }
+  }
+
+  // A target's log-probability is minus its id, its position is the one most likely token.
+  void AddTargets(const internal::v1::Chunk& chunk, internal::v1::StepResult& result) {
+    auto* logprobs = result.add_target_logprobs();
+    logprobs->set_slot(chunk.slot());
+    logprobs->set_first_position(chunk.start_position() + chunk.logprobs().first());
+    for (int row = 0; row < chunk.logprobs().targets_size(); ++row) {
+      logprobs->add_logprobs(-static_cast<float>(chunk.logprobs().targets(row)));
+      for (uint32_t i = 0; i < chunk.logprobs().top(); ++i) {
+        logprobs->add_top_tokens(logprobs->first_position() + row);
+        logprobs->add_top_logprobs(-1);
       }
     }
   }

@@ -35,6 +35,12 @@ void GenerateCall::Start(Request request) {
   if (cancelled) engine_.Cancel(*id);
 }
 
+void GenerateCall::OnPromptLogprobs(std::span<const PromptLogprob> logprobs) {
+  absl::MutexLock lock(&mutex_);
+  pending_prompt_.insert(pending_prompt_.end(), logprobs.begin(), logprobs.end());
+  Schedule();
+}
+
 void GenerateCall::OnTokens(std::span<const TokenEvent> tokens) {
   absl::MutexLock lock(&mutex_);
   pending_.insert(pending_.end(), tokens.begin(), tokens.end());
@@ -60,17 +66,20 @@ GenerateCall::Work GenerateCall::TakeWork() {
   absl::MutexLock lock(&mutex_);
   Work work;
   const bool writable = !broken_ && !last_written_;
-  if (writable) work.tokens = std::exchange(pending_, {});
+  if (writable) {
+    work.prompt = std::exchange(pending_prompt_, {});
+    work.tokens = std::exchange(pending_, {});
+  }
   if (outcome_.has_value() && !finished_) {
     if (writable && outcome_->status.ok()) {
       work.last = true;
       last_written_ = true;
-    } else if (work.tokens.empty()) {
+    } else if (!work.writes()) {
       work.finish = base::ToGrpc(outcome_->status);
       finished_ = true;
     }
   }
-  if (work.tokens.empty() && !work.last && !work.finish.has_value()) busy_ = false;
+  if (!work.writes() && !work.finish.has_value()) busy_ = false;
   return work;
 }
 
@@ -81,8 +90,9 @@ void GenerateCall::Pump() {
     Finish(*work.finish);
     return;
   }
-  if (work.tokens.empty() && !work.last) return;
+  if (!work.writes()) return;
   v1::GenerateResponse response;
+  builder_->AppendPrompt(work.prompt, &response);
   builder_->Append(work.tokens, &response);
   if (work.last) builder_->Finish(*outcome_, &response);
   written_ = SerializeResponse(response);
@@ -93,6 +103,7 @@ void GenerateCall::OnWriteDone(bool ok) {
   if (!ok) {
     absl::MutexLock lock(&mutex_);
     broken_ = true;
+    pending_prompt_.clear();
     pending_.clear();
   }
   Pump();

@@ -32,6 +32,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Finishes a call that never started.
   void Refuse(const absl::Status& status);
 
+  void OnPromptLogprobs(std::span<const PromptLogprob> logprobs) override;
   void OnTokens(std::span<const TokenEvent> tokens) override;
   void OnHeadLogits(int head, int first_position, std::span<const float> logits) override;
   void OnEnd(const Outcome& outcome) override;
@@ -43,9 +44,12 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  private:
   // What the next pump has to do: tokens to write, the last response among them or not, or the end.
   struct Work {
+    std::vector<PromptLogprob> prompt;
     std::vector<TokenEvent> tokens;
     bool last = false;
     std::optional<grpc::Status> finish;
+
+    bool writes() const { return !prompt.empty() || !tokens.empty() || last; }
   };
 
   void Schedule();
@@ -61,6 +65,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::ByteBuffer written_;  // lives until OnWriteDone
 
   absl::Mutex mutex_;  // guards the fields below
+  std::vector<PromptLogprob> pending_prompt_;
   std::vector<TokenEvent> pending_;
   std::optional<Outcome> outcome_;  // set once, then constant
   RequestId id_ = 0;

@@ -70,6 +70,7 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackSer
     v1::GenerateBatchResponse batch;
     for (size_t i = 0; i < items.size(); ++i) {
       v1::GenerateBatchResult* result = batch.add_results();
+      (*builders)[i].AppendPrompt(items[i].prompt, result);
       (*builders)[i].Append(items[i].tokens, result);
       (*builders)[i].Finish(items[i].outcome, result);
     }

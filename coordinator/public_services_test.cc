@@ -157,6 +157,66 @@ TEST_F(PublicServicesTest, TheStopTokenIsReportedButNotSpelled) {
   EXPECT_THAT(tokens, ElementsAre(letter, 498));
 }
 
+TEST_F(PublicServicesTest, ThePromptAndItsLogprobsComeBeforeWhatIsGenerated) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::GenerateRequest wanted = Prompt({});
+  wanted.mutable_prompt()->set_text("AB");
+  wanted.set_echo(true);
+  wanted.set_prompt_logprobs(1);
+  auto reader = stub->Generate(&context, wanted);
+  const Request request = engine_.Wait(0);
+  EXPECT_EQ(request.prompt_logprobs, 1);
+  v1::GenerateResponse response;
+  request.sink->OnPromptLogprobs(std::vector<PromptLogprob>{{66, -0.5f, {{67, -0.25f}}}});
+  ASSERT_TRUE(reader->Read(&response));
+  EXPECT_EQ(response.prompt().text(), "AB");
+  EXPECT_THAT(response.prompt().tokens(),
+              testing::ElementsAreArray(request.tokens.begin(), request.tokens.end()));
+  ASSERT_EQ(response.prompt().logprobs_size(), 1);
+  EXPECT_EQ(response.prompt().logprobs(0).token(), 66u);
+  EXPECT_EQ(response.prompt().logprobs(0).top(0).token(), 67u);
+  EXPECT_TRUE(response.tokens().empty());
+  request.sink->OnTokens(std::vector<TokenEvent>{{10, false, 0, {}}});
+  request.sink->OnEnd(Ended(FinishReason::kLength, 2, 1));
+  std::vector<uint32_t> tokens;
+  while (reader->Read(&response)) {
+    EXPECT_FALSE(response.has_prompt());
+    tokens.insert(tokens.end(), response.tokens().begin(), response.tokens().end());
+  }
+  EXPECT_THAT(tokens, ElementsAre(10));
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
+TEST_F(PublicServicesTest, AStopStringIsToldInTheFinishAndIsNotText) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::GenerateRequest wanted = Prompt({1});
+  wanted.mutable_stop()->add_stop_strings("BC");
+  auto reader = stub->Generate(&context, wanted);
+  const Request request = engine_.Wait(0);
+  ASSERT_NE(request.stop_strings, nullptr);
+  StopMatcher matcher(request.stop_strings);
+  Outcome outcome = Ended(FinishReason::kStop, 1, 0);
+  for (const int token : model_.tokenizer->Encode("ABCD")) {
+    const StopMatch match = matcher.Append(token);
+    TokenEvent event;
+    event.token = token;
+    event.held_bytes = match.held_bytes;
+    event.stop_string = match.string >= 0;
+    request.sink->OnTokens(std::span(&event, 1));
+    if (!event.stop_string) continue;
+    outcome.stop_string = request.stop_strings->string(match.string);
+    break;
+  }
+  request.sink->OnEnd(outcome);
+  std::string text;
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) text += response.text();
+  EXPECT_EQ(text, "A");
+  EXPECT_EQ(response.finish().stop_string(), "BC");
+}
+
 TEST_F(PublicServicesTest, ALostWorkerEndsTheStreamUnavailableAfterWhatWasSent) {
   auto stub = v1::GenerationService::NewStub(channel_);
   grpc::ClientContext context;

@@ -28,10 +28,15 @@ v1::Usage ToProto(const Outcome& outcome) {
 
 ReplyBuilder::ReplyBuilder(const ServingModel& model, const Request& request)
     : logprobs_(request.sampling.logprobs() >= 0), seed_(request.sampling.seed()) {
-  if (model.tokenizer != nullptr) detokenizer_.emplace(*model.tokenizer);
+  if (model.tokenizer != nullptr) text_.emplace(*model.tokenizer);
+  if (!request.echo) return;
+  echo_.emplace();
+  echo_->mutable_tokens()->Add(request.tokens.begin(), request.tokens.end());
+  echo_->set_text(request.prompt_text);
 }
 
-void ReplyBuilder::FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out) {
+template <typename Event>
+void ReplyBuilder::FillLogprobs(const Event& event, v1::TokenLogprobs* out) {
   out->set_token(static_cast<uint32_t>(event.token));
   out->set_logprob(event.logprob);
   for (const auto& [token, logprob] : event.top) {
@@ -41,6 +46,9 @@ void ReplyBuilder::FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out)
   }
 }
 
+template void ReplyBuilder::FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out);
+template void ReplyBuilder::FillLogprobs(const PromptLogprob& event, v1::TokenLogprobs* out);
+
 void ReplyBuilder::FillFinish(const Outcome& outcome, v1::Finish* out) const {
   out->set_reason(ToProto(outcome.reason));
   *out->mutable_usage() = coordinator::ToProto(outcome);
@@ -49,6 +57,12 @@ void ReplyBuilder::FillFinish(const Outcome& outcome, v1::Finish* out) const {
   timings->set_first_token_seconds(absl::ToDoubleSeconds(outcome.first_token_time));
   timings->set_total_seconds(absl::ToDoubleSeconds(outcome.total_time));
   out->set_seed(seed_);
+  if (outcome.reason != FinishReason::kStop) return;
+  if (outcome.stop_string.empty()) {
+    out->set_stop_token(static_cast<uint32_t>(outcome.stop_token));
+  } else {
+    out->set_stop_string(outcome.stop_string);
+  }
 }
 
 }  // namespace conclave::coordinator

@@ -10,6 +10,7 @@
 
 #include "coordinator/engine.h"
 #include "coordinator/serving_model.h"
+#include "coordinator/shown_text.h"
 #include "model/tokenizer.h"
 #include "proto/conclave/v1/generation.pb.h"
 
@@ -25,29 +26,47 @@ class ReplyBuilder {
   // `Reply` is GenerateResponse or GenerateBatchResult.
   template <typename Reply>
   void Append(std::span<const TokenEvent> events, Reply* reply) {
+    AppendEcho(reply);
     for (const TokenEvent& event : events) {
       reply->add_tokens(static_cast<uint32_t>(event.token));
-      if (detokenizer_.has_value() && !event.is_stop) {
-        reply->mutable_text()->append(detokenizer_->Append(event.token));
-      }
+      if (text_.has_value()) reply->mutable_text()->append(text_->Append(event));
       if (logprobs_) FillLogprobs(event, reply->add_logprobs());
+    }
+  }
+
+  // Before the first token.
+  template <typename Reply>
+  void AppendPrompt(std::span<const PromptLogprob> events, Reply* reply) {
+    AppendEcho(reply);
+    for (const PromptLogprob& event : events) {
+      FillLogprobs(event, reply->mutable_prompt()->add_logprobs());
     }
   }
 
   // The text left over and the finish. Only for an outcome whose status is OK.
   template <typename Reply>
   void Finish(const Outcome& outcome, Reply* reply) {
-    if (detokenizer_.has_value()) reply->mutable_text()->append(detokenizer_->Finish());
+    AppendEcho(reply);
+    if (text_.has_value()) reply->mutable_text()->append(text_->Finish());
     FillFinish(outcome, reply->mutable_finish());
   }
 
  private:
-  static void FillLogprobs(const TokenEvent& event, v1::TokenLogprobs* out);
+  // The prompt, once.
+  template <typename Reply>
+  void AppendEcho(Reply* reply) {
+    if (!echo_.has_value()) return;
+    *reply->mutable_prompt() = *std::move(echo_);
+    echo_.reset();
+  }
+  template <typename Event>  // TokenEvent or PromptLogprob
+  static void FillLogprobs(const Event& event, v1::TokenLogprobs* out);
   void FillFinish(const Outcome& outcome, v1::Finish* out) const;
 
   bool logprobs_;
   uint64_t seed_;
-  std::optional<model::IncrementalDetokenizer> detokenizer_;
+  std::optional<ShownText> text_;
+  std::optional<v1::PromptEcho> echo_;
 };
 
 }  // namespace conclave::coordinator

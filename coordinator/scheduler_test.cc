@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "coordinator/engine_testing.h"
+#include "coordinator/list_tokenizer_testing.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -182,6 +183,88 @@ TEST(Scheduler, TheFirstTokenArrivesBeforeTheLastStepIsPlanned) {
   world.Answer();
   EXPECT_EQ(sink->tokens(), Expected(1, 5, 1));
   EXPECT_FALSE(sink->ended());
+}
+
+// Token i is spelled by the letter of i modulo 26.
+std::shared_ptr<const ListTokenizer> Letters() {
+  std::vector<std::string> tokens;
+  for (int i = 0; i < kVocab; ++i) tokens.emplace_back(1, static_cast<char>('a' + i % 26));
+  return std::make_shared<const ListTokenizer>(tokens);
+}
+
+// Of the completion's tokens [first, first + 3).
+std::string SpelledBy(RequestId seed, int prompt, int first) {
+  const std::vector<int> tokens = Expected(seed, prompt, first + 3);
+  return Letters()->Decode(std::span(tokens).subspan(first));
+}
+
+TEST(Scheduler, AStopStringEndsTheSequenceWithTheTokenThatCompletesIt) {
+  World world;
+  const auto sink = world.Submit(1, 5, 50, [](Request& request) {
+    request.stop_strings = std::make_shared<const StopStrings>(
+        Letters(), std::vector<std::string>{"no such thing", SpelledBy(1, 5, 4)});
+  });
+  world.Run();
+  EXPECT_EQ(sink->tokens(), Expected(1, 5, 7));
+  EXPECT_EQ(sink->outcome().reason, FinishReason::kStop);
+  EXPECT_EQ(sink->outcome().stop_string, SpelledBy(1, 5, 4));
+  EXPECT_EQ(sink->outcome().completion_tokens, 7);
+  EXPECT_EQ(world.scheduler.counters().overrun_tokens, 1u);
+  EXPECT_EQ(world.used_full(), 0);
+}
+
+TEST(Scheduler, AStopStringWithinMinTokensCountsForNothing) {
+  World world;
+  const auto sink = world.Submit(1, 5, 20, [](Request& request) {
+    request.min_tokens = 7;
+    request.stop_strings = std::make_shared<const StopStrings>(
+        Letters(), std::vector<std::string>{SpelledBy(1, 5, 4)});
+  });
+  world.Run();
+  EXPECT_EQ(sink->tokens(), Expected(1, 5, 20));
+  EXPECT_EQ(sink->outcome().reason, FinishReason::kLength);
+}
+
+TEST(Scheduler, LogProbabilitiesOfThePromptComeInOrderWhateverItsChunks) {
+  SchedulerOptions options;
+  options.prefill_chunk = 7;
+  World world(options);
+  const auto sink = world.Submit(1, 40, 3, [](Request& request) { request.prompt_logprobs = 1; });
+  const auto other = world.Submit(2, 20, 3, [](Request& request) { request.prompt_logprobs = 0; });
+  world.Run();
+  const std::vector<PromptLogprob> prompt = sink->prompt();
+  ASSERT_EQ(prompt.size(), 39u);
+  for (int i = 0; i < 39; ++i) {
+    const PromptLogprob& logprob = prompt[i];
+    EXPECT_EQ(logprob.token, i + 1);
+    EXPECT_EQ(logprob.logprob, static_cast<float>(-(i + 1)));
+    EXPECT_THAT(logprob.top, ElementsAre(std::pair(i, -1.0f)));
+  }
+  ASSERT_EQ(other->prompt().size(), 19u);
+  EXPECT_TRUE(other->prompt()[18].top.empty());
+  EXPECT_EQ(sink->tokens(), Expected(1, 40, 3));
+}
+
+TEST(Scheduler, WorkersAreToldTheTokensThatPenaltiesCount) {
+  World world;
+  world.Submit(1, 5, 3, [](Request& request) { request.sampling.set_presence_penalty(1); });
+  world.Submit(2, 5, 3);
+  world.Plan();
+  const auto& introduced = world.sent[0].groups[0].new_sequences();
+  ASSERT_EQ(introduced.size(), 2);
+  EXPECT_THAT(introduced[0].history(), ElementsAre(0, 1, 2, 3, 4));
+  EXPECT_TRUE(introduced[1].history().empty());
+}
+
+TEST(Scheduler, AnAnswerWithoutTheLogProbabilitiesAskedForEndsTheEpoch) {
+  World world;
+  world.Submit(1, 5, 3, [](Request& request) { request.prompt_logprobs = 2; });
+  world.Plan();
+  internal::v1::StepResult result = world.ranks[0].Execute(world.sent[0].groups[0]);
+  result.mutable_target_logprobs(0)->mutable_top_tokens()->RemoveLast();
+  const absl::Status status = world.scheduler.OnResult(0, result);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no 4 log-probabilities of slot"));
 }
 
 TEST(Scheduler, AnExtraResultAfterAStopIsDroppedAndItsSlotFreedOnlyThen) {

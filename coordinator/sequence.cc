@@ -24,6 +24,12 @@ TokenEvent ToTokenEvent(const internal::v1::Sampled& sampled) {
   return event;
 }
 
+bool CountsTokens(const internal::v1::Sampling& sampling) {
+  const float repetition = sampling.repetition_penalty();
+  return (repetition != 0 && repetition != 1) || sampling.presence_penalty() != 0 ||
+         sampling.frequency_penalty() != 0;
+}
+
 // The duration until `then`, or until `now` for what never happened.
 absl::Duration Until(absl::Time start, absl::Time then, absl::Time now) {
   return std::min(then, now) - start;
@@ -37,7 +43,9 @@ Sequence::Sequence(RequestId id, Request request, int context_length, absl::Time
       prompt_tokens_(static_cast<int>(request_.tokens.size())),
       completion_limit_(CompletionLimit(request_, context_length)),
       compute_limit_(ComputeLimit(request_, context_length)),
-      submitted_(now) {}
+      submitted_(now) {
+  if (request_.stop_strings != nullptr) stop_matcher_.emplace(request_.stop_strings);
+}
 
 bool Sequence::runnable() const {
   return !ended_ && planned_ < compute_limit_ && samples_in_flight_ < kMaxSamplesInFlight;
@@ -68,11 +76,26 @@ internal::v1::Chunk Sequence::NextChunk(int rows) {
     want->set_first(first - planned_);
     want->set_count(last - first);
   }
+  WantPromptLogprobs(end, chunk);
   chunk.set_sample(generates() && end >= prompt_tokens_);
   planned_ = end;
   ++plans_in_flight_;
   samples_in_flight_ += chunk.sample() ? 1 : 0;
   return chunk;
+}
+
+// Of rows up to position `end`: each is asked for the token after it. Not again those that were
+// given out before the sequence lost its slot.
+void Sequence::WantPromptLogprobs(int end, internal::v1::Chunk& chunk) const {
+  if (request_.prompt_logprobs < 0) return;
+  const int first = std::max(planned_, prompt_logprobs_ - 1);
+  const int last = std::min(end, prompt_tokens_ - 1);
+  if (first >= last) return;
+  internal::v1::LogprobWant* want = chunk.mutable_logprobs();
+  want->set_first(first - planned_);
+  const auto target = request_.tokens.begin() + 1;
+  want->mutable_targets()->Add(target + first, target + last);
+  want->set_top(request_.prompt_logprobs);
 }
 
 internal::v1::NewSequence Sequence::Introduction() {
@@ -82,6 +105,9 @@ internal::v1::NewSequence Sequence::Introduction() {
   introduction.mutable_forced_expert_ids()->Add(request_.forced_expert_ids.begin(),
                                                 request_.forced_expert_ids.end());
   request_.forced_expert_ids = {};
+  if (CountsTokens(request_.sampling)) {
+    introduction.mutable_history()->Add(request_.tokens.begin(), request_.tokens.end());
+  }
   return introduction;
 }
 
@@ -98,12 +124,38 @@ void Sequence::AcceptToken(const internal::v1::Sampled& sampled,
   if (completion_tokens_++ == 0) first_token_ = now;
   TokenEvent event = ToTokenEvent(sampled);
   event.is_stop = IsStop(event.token, eos_token_ids);
+  last_token_ = event.token;
+  if (stop_matcher_.has_value() && !event.is_stop) {
+    const bool early = completion_tokens_ <= request_.min_tokens;
+    const StopMatch match = stop_matcher_->Append(event.token, early);
+    event.held_bytes = match.held_bytes;
+    event.stop_string = match.string >= 0;
+    if (event.stop_string) stop_string_ = request_.stop_strings->string(match.string);
+  }
   request_.sink->OnTokens(std::span<const TokenEvent>(&event, 1));
-  if (event.is_stop) {
+  if (event.is_stop || event.stop_string) {
     End(absl::OkStatus(), FinishReason::kStop, now, counters);
   } else if (completion_tokens_ == completion_limit_) {
     End(absl::OkStatus(), FinishReason::kLength, now, counters);
   }
+}
+
+void Sequence::AcceptTargetLogprobs(const internal::v1::TargetLogprobs& logprobs) {
+  CONCLAVE_CHECK(!ended_);
+  const int first = static_cast<int>(logprobs.first_position()) + 1;
+  CONCLAVE_CHECK(first == prompt_logprobs_);
+  const int rows = logprobs.logprobs_size();
+  const int top = logprobs.top_tokens_size() / rows;
+  std::vector<PromptLogprob> out(rows);
+  for (int row = 0; row < rows; ++row) {
+    out[row].token = request_.tokens[first + row];
+    out[row].logprob = logprobs.logprobs(row);
+    for (int i = row * top; i < (row + 1) * top; ++i) {
+      out[row].top.emplace_back(logprobs.top_tokens(i), logprobs.top_logprobs(i));
+    }
+  }
+  prompt_logprobs_ = first + rows;
+  request_.sink->OnPromptLogprobs(out);
 }
 
 void Sequence::AcceptHeadLogits(const internal::v1::HeadLogits& logits) {
@@ -131,6 +183,8 @@ void Sequence::End(const absl::Status& status, FinishReason reason, absl::Time n
   const std::shared_ptr<RequestSink> sink = std::move(request_.sink);
   sink->OnEnd({.status = status,
                .reason = reason,
+               .stop_string = stop_string_,
+               .stop_token = last_token_,
                .prompt_tokens = prompt_tokens_,
                .completion_tokens = completion_tokens_,
                .queue_time = Until(submitted_, admitted_, now),

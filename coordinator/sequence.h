@@ -9,13 +9,16 @@
 // answered: the workers may still be writing its blocks.
 
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "coordinator/engine.h"
 #include "coordinator/kv_blocks.h"
+#include "coordinator/stop_strings.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
 
 namespace conclave::coordinator {
@@ -67,6 +70,7 @@ class Sequence {
   // Results, in order. Not after the end.
   void AcceptToken(const internal::v1::Sampled& sampled, const std::vector<int>& eos_token_ids,
                    absl::Time now, SchedulerCounters& counters);
+  void AcceptTargetLogprobs(const internal::v1::TargetLogprobs& logprobs);
   void AcceptHeadLogits(const internal::v1::HeadLogits& logits);
   // Ends a request that generates nothing and whose last row has been computed.
   void AcceptComputed(int end_position, absl::Time now, SchedulerCounters& counters);
@@ -76,6 +80,7 @@ class Sequence {
            SchedulerCounters& counters);
 
  private:
+  void WantPromptLogprobs(int end, internal::v1::Chunk& chunk) const;
   bool IsStop(int token, const std::vector<int>& eos_token_ids) const;
 
   RequestId id_;
@@ -91,6 +96,11 @@ class Sequence {
   int samples_in_flight_ = 0;
   int completion_tokens_ = 0;
   bool ended_ = false;
+  std::optional<StopMatcher> stop_matcher_;
+  std::string stop_string_;  // once one is complete
+  int last_token_ = 0;
+  // Log-probabilities of the prompt's tokens [1, prompt_logprobs_) have been given out.
+  int prompt_logprobs_ = 1;
 
   absl::Time submitted_;
   absl::Time admitted_ = absl::InfiniteFuture();

@@ -96,7 +96,10 @@ void SequenceGroup::AddChunk(Sequence& sequence, int rows, internal::v1::StepPla
                   .start = start,
                   .rows = rows,
                   .sample = chunk.sample(),
-                  .heads = {chunk.heads().begin(), chunk.heads().end()}});
+                  .heads = {chunk.heads().begin(), chunk.heads().end()},
+                  .targets = chunk.logprobs().targets_size(),
+                  .first_target = start + static_cast<int>(chunk.logprobs().first()),
+                  .top = std::min(static_cast<int>(chunk.logprobs().top()), options_.vocab_size)});
   *plan.add_chunks() = std::move(chunk);
   total.rows += rows;
   total.longest_chunk = std::max(total.longest_chunk, rows);
@@ -106,13 +109,13 @@ absl::Status SequenceGroup::OnResult(const internal::v1::StepResult& result, abs
                                      std::vector<RequestId>& ended) {
   CONCLAVE_CHECK(!in_flight_.empty());
   RETURN_IF_ERROR(Check(in_flight_.front(), result));
+  RETURN_IF_ERROR(CheckTargets(in_flight_.front(), result));
   const PlannedStep step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  size_t sample = 0;
-  size_t head = 0;
+  ResultPlace place;
   for (const PlannedChunk& chunk : step) {
     const bool had_ended = chunk.sequence->ended();
-    Deliver(chunk, result, sample, head, now);
+    Deliver(chunk, result, place, now);
     counters_.tokens_computed += chunk.rows;
     if (chunk.sequence->ended() && !had_ended) {
       ended.push_back(chunk.sequence->id());
@@ -170,19 +173,49 @@ absl::Status SequenceGroup::Check(const PlannedStep& step,
   return absl::OkStatus();
 }
 
-// `sample` and `head` are the next entries of the result.
+absl::Status SequenceGroup::CheckTargets(const PlannedStep& step,
+                                         const internal::v1::StepResult& result) const {
+  int entries = 0;
+  for (const PlannedChunk& chunk : step) {
+    if (chunk.targets == 0) continue;
+    const int slot = chunk.sequence->slot();
+    const int top = chunk.targets * chunk.top;
+    if (entries == result.target_logprobs_size() ||
+        static_cast<int>(result.target_logprobs(entries).slot()) != slot ||
+        static_cast<int>(result.target_logprobs(entries).first_position()) != chunk.first_target ||
+        result.target_logprobs(entries).logprobs_size() != chunk.targets ||
+        result.target_logprobs(entries).top_tokens_size() != top ||
+        result.target_logprobs(entries).top_logprobs_size() != top) {
+      return absl::InternalError(fmt::format(
+          "step {}: no {} log-probabilities of slot {} from position {} on, {} most likely each, "
+          "as entry {} of {}",
+          result.step(), chunk.targets, slot, chunk.first_target, chunk.top, entries,
+          result.target_logprobs_size()));
+    }
+    ++entries;
+  }
+  if (entries == result.target_logprobs_size()) return absl::OkStatus();
+  return absl::InternalError(
+      fmt::format("step {}: {} entries of log-probabilities, {} were asked "
+                  "for",
+                  result.step(), result.target_logprobs_size(), entries));
+}
+
 void SequenceGroup::Deliver(const PlannedChunk& chunk, const internal::v1::StepResult& result,
-                            size_t& sample, size_t& head, absl::Time now) {
+                            ResultPlace& place, absl::Time now) {
   Sequence& sequence = *chunk.sequence;
-  const size_t first_head = head;
-  head += chunk.heads.size();
+  const int first_head = place.head;
+  place.head += static_cast<int>(chunk.heads.size());
+  const int target = place.target;
+  if (chunk.targets > 0) ++place.target;
   if (sequence.ended()) {
-    if (chunk.sample) ++sample, ++counters_.overrun_tokens;
+    if (chunk.sample) ++place.sample, ++counters_.overrun_tokens;
     return;
   }
-  for (size_t i = first_head; i < head; ++i) sequence.AcceptHeadLogits(result.head_logits(i));
+  for (int i = first_head; i < place.head; ++i) sequence.AcceptHeadLogits(result.head_logits(i));
+  if (chunk.targets > 0) sequence.AcceptTargetLogprobs(result.target_logprobs(target));
   if (chunk.sample) {
-    sequence.AcceptToken(result.sampled(sample++), options_.eos_token_ids, now, counters_);
+    sequence.AcceptToken(result.sampled(place.sample++), options_.eos_token_ids, now, counters_);
   }
   sequence.AcceptComputed(chunk.start + chunk.rows, now, counters_);
 }

@@ -63,14 +63,24 @@ class SequenceGroup {
     int rows = 0;
     bool sample = false;
     std::vector<internal::v1::HeadWant> heads;
+    int targets = 0;       // log-probabilities of given tokens
+    int first_target = 0;  // position of the row asked for the first
+    int top = 0;
   };
   using PlannedStep = std::vector<PlannedChunk>;
 
   void AddChunk(Sequence& sequence, int rows, internal::v1::StepPlan& plan, PlannedStep& step,
                 GroupRows& total);
   absl::Status Check(const PlannedStep& step, const internal::v1::StepResult& result) const;
-  void Deliver(const PlannedChunk& chunk, const internal::v1::StepResult& result, size_t& sample,
-               size_t& head, absl::Time now);
+  absl::Status CheckTargets(const PlannedStep& step, const internal::v1::StepResult& result) const;
+  // The next entries of a result.
+  struct ResultPlace {
+    int sample = 0;
+    int head = 0;
+    int target = 0;
+  };
+  void Deliver(const PlannedChunk& chunk, const internal::v1::StepResult& result,
+               ResultPlace& place, absl::Time now);
   void Release(Sequence& sequence);
 
   const SchedulerOptions& options_;

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <random>
+#include <set>
+#include <utility>
 
 #include "base/status_macros.h"
 
@@ -12,7 +15,14 @@ namespace conclave::coordinator {
 namespace {
 
 constexpr float kMaxTemperature = 100.0F;
+constexpr float kMinRepetitionPenalty = 0.01F;
+constexpr float kMaxRepetitionPenalty = 100.0F;
+constexpr float kMaxPenalty = 2.0F;
+constexpr float kMaxBias = 100.0F;
+constexpr int kMaxBiases = 1024;     // a slot's list on a worker
 constexpr int kMaxStopTokens = 128;  // each is compared with every token of the sequence
+constexpr int kMaxStopStrings = 64;  // each is compared with every byte of the text
+constexpr size_t kMaxStopStringBytes = 256;
 
 template <typename... Args>
 absl::Status Invalid(fmt::format_string<Args...> format, Args&&... args) {
@@ -55,6 +65,41 @@ absl::Status CheckRange(const std::string& field, float value, float low, float 
   return Invalid("{} is {}: it is in {}", field, value, range);
 }
 
+absl::Status TranslatePenalties(const v1::SamplingParams& params, const std::string& prefix,
+                                internal::v1::Sampling& out) {
+  const float repetition = params.has_repetition_penalty() ? params.repetition_penalty() : 1.0F;
+  RETURN_IF_ERROR(CheckRange(prefix + "sampling.repetition_penalty", repetition,
+                             kMinRepetitionPenalty, kMaxRepetitionPenalty, "[0.01, 100]"));
+  RETURN_IF_ERROR(CheckRange(prefix + "sampling.presence_penalty", params.presence_penalty(),
+                             -kMaxPenalty, kMaxPenalty, "[-2, 2]"));
+  RETURN_IF_ERROR(CheckRange(prefix + "sampling.frequency_penalty", params.frequency_penalty(),
+                             -kMaxPenalty, kMaxPenalty, "[-2, 2]"));
+  out.set_repetition_penalty(repetition);
+  out.set_presence_penalty(params.presence_penalty());
+  out.set_frequency_penalty(params.frequency_penalty());
+  return absl::OkStatus();
+}
+
+absl::Status TranslateBias(const v1::SamplingParams& params, const std::string& prefix,
+                           int vocab_size, internal::v1::Sampling& out) {
+  if (params.logit_bias_size() > kMaxBiases) {
+    return Invalid("{}sampling.logit_bias has {} entries: at most {}", prefix,
+                   params.logit_bias_size(), kMaxBiases);
+  }
+  for (const auto& [token, bias] : params.logit_bias()) {
+    if (token >= static_cast<uint32_t>(vocab_size)) {
+      return Invalid("{}sampling.logit_bias has an entry for token {}: token ids are in [0, {})",
+                     prefix, token, vocab_size);
+    }
+    RETURN_IF_ERROR(CheckRange(fmt::format("{}sampling.logit_bias[{}]", prefix, token), bias,
+                               -kMaxBias, kMaxBias, "[-100, 100]"));
+    if (bias == 0.0F) continue;
+    out.add_bias_tokens(token);
+    out.add_biases(bias);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TranslateSampling(const v1::SamplingParams& params, const std::string& prefix,
                                int vocab_size, internal::v1::Sampling& out) {
   const float temperature = params.has_temperature() ? params.temperature() : 1.0F;
@@ -64,6 +109,8 @@ absl::Status TranslateSampling(const v1::SamplingParams& params, const std::stri
   if (top_p == 0.0F) return Invalid("{}sampling.top_p is 0: it is in (0, 1]", prefix);
   RETURN_IF_ERROR(CheckRange(prefix + "sampling.top_p", top_p, 0.0F, 1.0F, "(0, 1]"));
   RETURN_IF_ERROR(CheckRange(prefix + "sampling.min_p", params.min_p(), 0.0F, 1.0F, "[0, 1]"));
+  RETURN_IF_ERROR(TranslatePenalties(params, prefix, out));
+  RETURN_IF_ERROR(TranslateBias(params, prefix, vocab_size, out));
   out.set_temperature(temperature);
   out.set_top_p(top_p);
   out.set_min_p(params.min_p());
@@ -72,15 +119,65 @@ absl::Status TranslateSampling(const v1::SamplingParams& params, const std::stri
   return absl::OkStatus();
 }
 
-absl::Status TranslateLogprobs(const v1::GenerateRequest& request, const std::string& prefix,
-                               internal::v1::Sampling& out) {
-  out.set_logprobs(-1);
-  if (!request.has_logprobs()) return absl::OkStatus();
-  if (request.logprobs() > kMaxLogprobs) {
-    return Invalid("{}logprobs is {}: at most {}", prefix, request.logprobs(), kMaxLogprobs);
+// Entries of a top list, or -1 when `wanted` is not.
+absl::StatusOr<int> TranslateLogprobs(bool wanted, uint32_t top, const std::string& field) {
+  if (!wanted) return -1;
+  if (top > kMaxLogprobs) return Invalid("{} is {}: at most {}", field, top, kMaxLogprobs);
+  return static_cast<int>(top);
+}
+
+absl::Status TranslateStopStrings(const ServingModel& model, const v1::StopParams& stop,
+                                  const std::string& prefix, Request& out) {
+  if (stop.stop_strings().empty()) return absl::OkStatus();
+  if (stop.stop_strings_size() > kMaxStopStrings) {
+    return Invalid("{}stop.stop_strings has {} strings: at most {}", prefix,
+                   stop.stop_strings_size(), kMaxStopStrings);
   }
-  out.set_logprobs(static_cast<int32_t>(request.logprobs()));
+  for (int i = 0; i < stop.stop_strings_size(); ++i) {
+    const size_t bytes = stop.stop_strings(i).size();
+    if (bytes == 0 || bytes > kMaxStopStringBytes) {
+      return Invalid("{}stop.stop_strings[{}] has {} bytes: 1 to {}", prefix, i, bytes,
+                     kMaxStopStringBytes);
+    }
+  }
+  if (model.tokenizer == nullptr) {
+    return absl::FailedPreconditionError(fmt::format(
+        "{}stop.stop_strings: the server has no tokenizer to tell text by; use stop_token_ids",
+        prefix));
+  }
+  out.stop_strings = std::make_shared<const StopStrings>(
+      model.tokenizer,
+      std::vector<std::string>(stop.stop_strings().begin(), stop.stop_strings().end()));
   return absl::OkStatus();
+}
+
+// What is not drawn before min_tokens are there: all that would end the sequence.
+absl::Status TranslateMinTokens(const ServingModel& model, const v1::StopParams& stop,
+                                const std::string& prefix, Request& out) {
+  if (stop.min_tokens() > stop.max_tokens()) {
+    return Invalid("{}stop.min_tokens is {}: at most max_tokens, {}", prefix, stop.min_tokens(),
+                   stop.max_tokens());
+  }
+  out.min_tokens = static_cast<int>(
+      std::min(stop.min_tokens(), static_cast<uint32_t>(model.config.context_length)));
+  if (out.min_tokens == 0) return absl::OkStatus();
+  std::set<int> ends(out.stop_token_ids.begin(), out.stop_token_ids.end());
+  if (!out.ignore_eos) {
+    ends.insert(model.config.eos_token_ids.begin(), model.config.eos_token_ids.end());
+  }
+  out.sampling.mutable_end_tokens()->Add(ends.begin(), ends.end());
+  out.sampling.set_first_end_position(static_cast<uint32_t>(out.tokens.size()) + out.min_tokens);
+  return absl::OkStatus();
+}
+
+void TranslateEcho(const ServingModel& model, const v1::GenerateRequest& request, Request& out) {
+  if (!request.echo()) return;
+  out.echo = true;
+  if (request.prompt().has_text()) {
+    out.prompt_text = request.prompt().text();
+  } else if (model.tokenizer != nullptr) {
+    out.prompt_text = model.tokenizer->Decode(out.tokens);
+  }
 }
 
 absl::Status TranslateStop(const ServingModel& model, const v1::StopParams& stop,
@@ -102,7 +199,8 @@ absl::Status TranslateStop(const ServingModel& model, const v1::StopParams& stop
     }
     out.stop_token_ids.push_back(static_cast<int>(id));
   }
-  return absl::OkStatus();
+  RETURN_IF_ERROR(TranslateStopStrings(model, stop, prefix, out));
+  return TranslateMinTokens(model, stop, prefix, out);
 }
 
 absl::Status TranslateForcedRouting(const ServingModel& model, const v1::ForcedRouting& forced,
@@ -175,7 +273,14 @@ absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
                                                model.config.context_length - 1));
   RETURN_IF_ERROR(
       TranslateSampling(request.sampling(), prefix, model.config.vocab_size, out.sampling));
-  RETURN_IF_ERROR(TranslateLogprobs(request, prefix, out.sampling));
+  out.sampling.set_prompt_tokens(static_cast<uint32_t>(out.tokens.size()));
+  ASSIGN_OR_RETURN(const int logprobs, TranslateLogprobs(request.has_logprobs(), request.logprobs(),
+                                                         prefix + "logprobs"));
+  out.sampling.set_logprobs(logprobs);
+  ASSIGN_OR_RETURN(out.prompt_logprobs,
+                   TranslateLogprobs(request.has_prompt_logprobs(), request.prompt_logprobs(),
+                                     prefix + "prompt_logprobs"));
+  TranslateEcho(model, request, out);
   RETURN_IF_ERROR(TranslateStop(model, request.stop(), prefix, out));
   if (request.has_forced_routing()) {
     RETURN_IF_ERROR(TranslateForcedRouting(model, request.forced_routing(), prefix, out));

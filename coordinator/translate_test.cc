@@ -5,6 +5,8 @@
 
 #include <limits>
 
+#include "coordinator/list_tokenizer_testing.h"
+
 namespace conclave::coordinator {
 namespace {
 
@@ -104,10 +106,93 @@ TEST(TranslateTest, SamplingOutOfRangeIsNamed) {
   }
 }
 
+TEST(TranslateTest, PenaltiesOutOfRangeAreNamed) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  for (float bad : {0.0F, 0.009F, -1.0F, 100.5F, kNan}) {
+    v1::GenerateRequest request = Good();
+    request.mutable_sampling()->set_repetition_penalty(bad);
+    EXPECT_THAT(Refusal(request), HasSubstr("sampling.repetition_penalty is")) << bad;
+  }
+  for (float bad : {-2.1F, 2.1F, kNan}) {
+    v1::GenerateRequest request = Good();
+    request.mutable_sampling()->set_presence_penalty(bad);
+    EXPECT_THAT(Refusal(request), HasSubstr("sampling.presence_penalty is")) << bad;
+    request = Good();
+    request.mutable_sampling()->set_frequency_penalty(bad);
+    EXPECT_THAT(Refusal(request), HasSubstr("sampling.frequency_penalty is")) << bad;
+  }
+}
+
+TEST(TranslateTest, ABiasOutOfRangeIsNamedWithItsToken) {
+  for (float bad : {-100.5F, 101.0F, std::numeric_limits<float>::quiet_NaN(),
+                    std::numeric_limits<float>::infinity()}) {
+    v1::GenerateRequest request = Good();
+    (*request.mutable_sampling()->mutable_logit_bias())[7] = bad;
+    EXPECT_THAT(Refusal(request), HasSubstr("sampling.logit_bias[7] is")) << bad;
+  }
+  v1::GenerateRequest request = Good();
+  (*request.mutable_sampling()->mutable_logit_bias())[512] = 1;
+  EXPECT_THAT(Refusal(request), HasSubstr("sampling.logit_bias has an entry for token 512"));
+  request = Good();
+  for (uint32_t id = 0; id < 1025; ++id)
+    (*request.mutable_sampling()->mutable_logit_bias())[id] = 1;
+  EXPECT_THAT(Refusal(request), HasSubstr("sampling.logit_bias has 1025 entries: at most 1024"));
+}
+
+TEST(TranslateTest, StopStringsAndMinTokensOutOfRangeAreNamed) {
+  ServingModel model = Model();
+  model.tokenizer = std::make_shared<const ListTokenizer>(std::vector<std::string>(512, "a"));
+  v1::GenerateRequest request = Good();
+  request.mutable_stop()->add_stop_strings("ok");
+  EXPECT_EQ(Refusal(request, model), "accepted");
+  EXPECT_EQ(TranslateGenerate(Model(), request, "").status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  request.mutable_stop()->add_stop_strings("");
+  EXPECT_THAT(Refusal(request, model), HasSubstr("stop.stop_strings[1] has 0 bytes"));
+  request.mutable_stop()->set_stop_strings(1, std::string(257, 'x'));
+  EXPECT_THAT(Refusal(request, model), HasSubstr("stop.stop_strings[1] has 257 bytes"));
+  request = Good();
+  for (int i = 0; i < 65; ++i) request.mutable_stop()->add_stop_strings("x");
+  EXPECT_THAT(Refusal(request, model), HasSubstr("stop.stop_strings has 65 strings"));
+  request = Good();
+  request.mutable_stop()->set_min_tokens(5);
+  EXPECT_THAT(Refusal(request), HasSubstr("stop.min_tokens is 5: at most max_tokens, 4"));
+}
+
+TEST(TranslateTest, MinTokensNamesWhatWouldEndTheSequence) {
+  v1::GenerateRequest request = Good();
+  request.mutable_stop()->set_min_tokens(2);
+  for (uint32_t id : {9, 498}) request.mutable_stop()->add_stop_token_ids(id);
+  const auto with_eos = TranslateGenerate(Model(), request, "");
+  ASSERT_TRUE(with_eos.ok()) << with_eos.status();
+  EXPECT_THAT(with_eos->sampling.end_tokens(), testing::ElementsAre(9, 497, 498));
+  EXPECT_EQ(with_eos->sampling.first_end_position(), 5u);
+  request.mutable_stop()->set_ignore_eos(true);
+  const auto without = TranslateGenerate(Model(), request, "");
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_THAT(without->sampling.end_tokens(), testing::ElementsAre(9, 498));
+}
+
+TEST(TranslateTest, OptionsThatAreNotGivenChangeNothing) {
+  const absl::StatusOr<Request> request = TranslateGenerate(Model(), Good(), "");
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->sampling.repetition_penalty(), 1.0F);
+  EXPECT_EQ(request->sampling.presence_penalty(), 0.0F);
+  EXPECT_EQ(request->sampling.frequency_penalty(), 0.0F);
+  EXPECT_TRUE(request->sampling.bias_tokens().empty());
+  EXPECT_EQ(request->sampling.first_end_position(), 0u);
+  EXPECT_EQ(request->stop_strings, nullptr);
+  EXPECT_EQ(request->prompt_logprobs, -1);
+  EXPECT_FALSE(request->echo);
+}
+
 TEST(TranslateTest, LogprobsAndStopIdsOutOfRangeAreNamed) {
   v1::GenerateRequest request = Good();
   request.set_logprobs(21);
   EXPECT_THAT(Refusal(request), HasSubstr("logprobs is 21"));
+  request = Good();
+  request.set_prompt_logprobs(22);
+  EXPECT_THAT(Refusal(request), HasSubstr("prompt_logprobs is 22"));
   request = Good();
   request.mutable_stop()->add_stop_token_ids(600);
   EXPECT_THAT(Refusal(request), HasSubstr("stop.stop_token_ids[0] is 600"));

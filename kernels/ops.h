@@ -52,7 +52,8 @@ struct SequenceRun {
   int sliding_first = 0;
 };
 
-// How one row is sampled.
+// How one row is sampled: the slot's biases, penalties and end tokens change its logits, in this
+// order; then temperature, top_k, top_p, min_p and the draw.
 struct SampleParams {
   float temperature = 1;  // 0: arg-max, ties to the lowest id
   int top_k = 0;          // 0: all
@@ -61,6 +62,28 @@ struct SampleParams {
   uint64_t seed = 0;
   int position = 0;   // of the token drawn: the draw is a function of (seed, position)
   int logprobs = -1;  // entries of the top list, -1: no log-probabilities
+  // The rest needs what SetSlotSampling was given for the row's slot.
+  bool biased = false;     // biases are added
+  bool counted = false;    // the penalties apply, and the token drawn is counted
+  bool mask_ends = false;  // no end token is drawn
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+
+  bool adjusts() const { return biased || counted || mask_ends; }
+};
+
+// Of each list of a slot.
+inline constexpr int kMaxSlotTokens = 1024;
+
+// What the draws of one sequence use beside SampleParams. Token ids are in the vocabulary.
+struct SlotSampling {
+  std::span<const int32_t> bias_tokens = {};  // distinct, kMaxSlotTokens at most
+  std::span<const float> biases = {};         // of each, finite
+  std::span<const int32_t> end_tokens = {};   // kMaxSlotTokens at most
+  bool counted = false;
+  std::span<const int32_t> history = {};  // if counted: the sequence's tokens so far
+  int prompt_tokens = 0;                  // history from here on was generated
 };
 
 // The rows of one step, host memory that stays valid until Finish.
@@ -182,6 +205,11 @@ class Ops {
 
   // --- One step. ---
 
+  // Before BeginStep: what draws for `slot` use from the next step on, in place of all earlier
+  // calls for it. Tokens of counted rows are counted by StoreSampled. Memory for it may be taken at
+  // a slot's first call; RESOURCE_EXHAUSTED at Finish when there is none.
+  virtual void SetSlotSampling(int slot, const SlotSampling& sampling) = 0;
+
   virtual StepLaunch BeginStep(const StepBatch& batch) = 0;
 
   // Forgets recorded steps: before tensors, weights or a communicator that they used go away.
@@ -261,11 +289,16 @@ class Ops {
   virtual void JoinColumns(std::span<const Tensor> blocks, Tensor out) = 0;
 
   // Draws one token for every row of `logits` f32 [n, V], those of the batch's sampled rows
-  // [first, first + n).
+  // [first, first + n). Log-probabilities are those of `logits`, before anything changes them.
   virtual void Sample(Tensor logits, int first, const SampleOutput& output) = 0;
 
   // Makes tokens i32 [samples, 1] the last sampled tokens of their slots, for later steps.
   virtual void StoreSampled(Tensor tokens) = 0;
+
+  // The log-probability of targets[i], and the `top` most likely tokens, of each row of `logits`
+  // f32 [n, V]; `targets` host memory. output.tokens is left alone. After Submit.
+  virtual void TargetLogprobs(Tensor logits, std::span<const int32_t> targets, int top,
+                              const SampleOutput& output) = 0;
 
   // Waits for what was enqueued before, then copies to host memory.
   virtual void Read(const Tensor& source, void* host) = 0;

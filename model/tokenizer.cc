@@ -66,7 +66,11 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::stri
 }
 
 std::string IncrementalDetokenizer::Append(int id) {
-  pending_ += tokenizer_.TokenBytes(id);
+  return AppendBytes(tokenizer_.TokenBytes(id));
+}
+
+std::string IncrementalDetokenizer::AppendBytes(std::string_view bytes) {
+  pending_ += bytes;
   std::string text;
   pending_.erase(0, base::AppendUtf8Lossy(pending_, text));
   return text;

@@ -56,6 +56,8 @@ class IncrementalDetokenizer {
   // Text completed by `id`; bytes that may still become a character are kept, bytes that cannot are
   // given out as U+FFFD.
   std::string Append(int id);
+  // The same of any part of tokens' bytes.
+  std::string AppendBytes(std::string_view bytes);
   // What is left at the end, an unfinished character as U+FFFD.
   std::string Finish();
 

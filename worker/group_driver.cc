@@ -76,6 +76,7 @@ void GroupDriver::Announce(int slot, internal::v1::StepPlan& plan) {
   added.set_slot(slot);
   *added.mutable_sampling() = state.request.sampling;
   for (uint32_t id : state.request.forced_expert_ids) added.add_forced_expert_ids(id);
+  for (int id : state.request.prompt) added.add_history(id);
   state.announced = true;
 }
 
@@ -95,6 +96,12 @@ void GroupDriver::PlanChunk(int slot, int rows, internal::v1::StepPlan& plan) {
     want.set_head(state.request.head);
     want.set_first(0);
     want.set_count(rows);
+  }
+  if (state.request.prompt_logprobs >= 0) {
+    for (int i = state.position; i < std::min(end, prompt - 1); ++i) {
+      chunk.mutable_logprobs()->add_targets(state.request.prompt[i + 1]);
+    }
+    chunk.mutable_logprobs()->set_top(state.request.prompt_logprobs);
   }
   if (end >= prompt && state.sampled < state.request.max_tokens) {
     chunk.set_sample(true);
@@ -138,6 +145,13 @@ void GroupDriver::Absorb(const StepOutput& output) {
     result.tokens.push_back(sampled.token);
     result.logprobs.push_back(sampled.logprob);
     result.top.push_back(sampled.top);
+  }
+  for (const TargetOutput& target : output.targets) {
+    TestResult& result = results_[target.slot];
+    result.prompt_logprobs.insert(result.prompt_logprobs.end(), target.logprobs.begin(),
+                                  target.logprobs.end());
+    result.prompt_top.insert(result.prompt_top.end(), target.top_tokens.begin(),
+                             target.top_tokens.end());
   }
   for (const HeadOutput& head : output.heads) {
     TestResult& result = results_[head.slot];

@@ -21,6 +21,8 @@ struct TestRequest {
   internal::v1::Sampling sampling = Greedy();
   int head = -1;  // read at every position of the prompt
   std::vector<uint32_t> forced_expert_ids = {};
+  // Entries of the top list of each of the prompt's tokens but the first; -1: not asked for.
+  int prompt_logprobs = -1;
 
   static internal::v1::Sampling Greedy();
 };
@@ -30,6 +32,8 @@ struct TestResult {
   std::vector<float> logprobs;
   std::vector<std::vector<std::pair<int, float>>> top;
   std::vector<float> head_logits;  // [positions, labels]
+  std::vector<float> prompt_logprobs;
+  std::vector<int32_t> prompt_top;  // [prompt - 1, prompt_logprobs] tokens
 };
 
 class GroupDriver {

@@ -89,6 +89,14 @@ internal::v1::StepResult ToProto(const StepOutput& output) {
     logits.set_first_position(head.first_position);
     logits.mutable_logits()->Add(head.logits.begin(), head.logits.end());
   }
+  for (const TargetOutput& target : output.targets) {
+    internal::v1::TargetLogprobs& logprobs = *result.add_target_logprobs();
+    logprobs.set_slot(target.slot);
+    logprobs.set_first_position(target.first_position);
+    logprobs.mutable_logprobs()->Add(target.logprobs.begin(), target.logprobs.end());
+    logprobs.mutable_top_tokens()->Add(target.top_tokens.begin(), target.top_tokens.end());
+    logprobs.mutable_top_logprobs()->Add(target.top_logprobs.begin(), target.top_logprobs.end());
+  }
   result.set_step_ns(output.step_ns);
   result.set_exchange_ns(output.exchange_ns);
   result.set_wait_ns(output.wait_ns);

@@ -42,6 +42,12 @@ absl::Status CheckCovers(const char* kind, uint32_t slot, size_t pool, int64_t c
                   covered, end);
 }
 
+bool HasPenalties(const internal::v1::Sampling& sampling) {
+  const float repetition = sampling.repetition_penalty();
+  return (repetition != 0 && repetition != 1) || sampling.presence_penalty() != 0 ||
+         sampling.frequency_penalty() != 0;
+}
+
 kernels::SampleParams MakeSampleParams(const internal::v1::Sampling& sampling, int position,
                                        int vocab_size) {
   kernels::SampleParams params;
@@ -52,6 +58,17 @@ kernels::SampleParams MakeSampleParams(const internal::v1::Sampling& sampling, i
   params.seed = sampling.seed();
   params.position = position;
   params.logprobs = sampling.logprobs();
+  params.biased = !sampling.bias_tokens().empty();
+  params.mask_ends = static_cast<uint32_t>(position) < sampling.first_end_position() &&
+                     !sampling.end_tokens().empty();
+  params.counted = HasPenalties(sampling);
+  if (params.counted) {
+    if (sampling.repetition_penalty() != 0) {
+      params.repetition_penalty = sampling.repetition_penalty();
+    }
+    params.presence_penalty = sampling.presence_penalty();
+    params.frequency_penalty = sampling.frequency_penalty();
+  }
   return params;
 }
 
@@ -66,12 +83,12 @@ SequenceTable::SequenceTable(Limits limits)
 absl::StatusOr<ResolvedStep> SequenceTable::Apply(const internal::v1::StepPlan& plan) {
   for (Sequence& sequence : sequences_) sequence.in_step = false;
   for (uint32_t slot : plan.freed_slots()) RETURN_IF_ERROR(Free(slot));
-  for (const auto& added : plan.new_sequences()) RETURN_IF_ERROR(Add(added));
+  ResolvedStep step;
+  for (const auto& added : plan.new_sequences()) RETURN_IF_ERROR(Add(added, step));
   // A block that one chunk releases may be another's new one: nobody reads it in this step.
   for (const auto& chunk : plan.chunks()) RETURN_IF_ERROR(Release(chunk));
   for (const auto& chunk : plan.chunks()) RETURN_IF_ERROR(Append(chunk));
 
-  ResolvedStep step;
   for (const auto& chunk : plan.chunks()) RETURN_IF_ERROR(AddChunk(chunk, step));
   std::vector<const Sequence*> row_sequences;
   bool forced = false;
@@ -100,7 +117,7 @@ absl::Status SequenceTable::Free(uint32_t slot) {
   return absl::OkStatus();
 }
 
-absl::Status SequenceTable::Add(const internal::v1::NewSequence& added) {
+absl::Status SequenceTable::Add(const internal::v1::NewSequence& added, ResolvedStep& step) {
   if (added.slot() >= sequences_.size()) {
     return Disagree("a new sequence names slot {} of {}", added.slot(), sequences_.size());
   }
@@ -112,10 +129,52 @@ absl::Status SequenceTable::Add(const internal::v1::NewSequence& added) {
                     kernels::kMaxLogprobs);
   }
   RETURN_IF_ERROR(CheckForced(added));
+  RETURN_IF_ERROR(AddSlot(added, step));
   sequence.in_use = true;
   sequence.sampling = added.sampling();
   sequence.forced_expert_ids.assign(added.forced_expert_ids().begin(),
                                     added.forced_expert_ids().end());
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::AddSlot(const internal::v1::NewSequence& added,
+                                    ResolvedStep& step) const {
+  const internal::v1::Sampling& sampling = added.sampling();
+  const bool counted = HasPenalties(sampling);
+  const bool ends = sampling.first_end_position() > 0 && !sampling.end_tokens().empty();
+  if (sampling.bias_tokens().empty() && !ends && !counted) return absl::OkStatus();
+  if (sampling.bias_tokens_size() != sampling.biases_size()) {
+    return Disagree("slot {} has {} biases for {} tokens", added.slot(), sampling.biases_size(),
+                    sampling.bias_tokens_size());
+  }
+  ResolvedStep::NewSlot slot;
+  slot.slot = static_cast<int>(added.slot());
+  slot.biases.assign(sampling.biases().begin(), sampling.biases().end());
+  slot.counted = counted;
+  slot.prompt_tokens = static_cast<int>(
+      std::min<uint32_t>(sampling.prompt_tokens(), static_cast<uint32_t>(limits_.context_length)));
+  RETURN_IF_ERROR(
+      CopyTokens(sampling.bias_tokens(), added.slot(), kernels::kMaxSlotTokens, slot.bias_tokens));
+  RETURN_IF_ERROR(
+      CopyTokens(sampling.end_tokens(), added.slot(), kernels::kMaxSlotTokens, slot.end_tokens));
+  RETURN_IF_ERROR(CopyTokens(added.history(), added.slot(), limits_.context_length, slot.history));
+  step.new_slots.push_back(std::move(slot));
+  return absl::OkStatus();
+}
+
+// Ids that the vocabulary has, `most` at most.
+absl::Status SequenceTable::CopyTokens(const google::protobuf::RepeatedField<uint32_t>& tokens,
+                                       uint32_t slot, int most, std::vector<int32_t>& out) const {
+  if (tokens.size() > most) {
+    return Disagree("slot {} comes with {} tokens of a kind, at most {}", slot, tokens.size(),
+                    most);
+  }
+  for (uint32_t token : tokens) {
+    if (token >= static_cast<uint32_t>(limits_.vocab_size)) {
+      return Disagree("slot {} has token {} of {}", slot, token, limits_.vocab_size);
+    }
+    out.push_back(static_cast<int32_t>(token));
+  }
   return absl::OkStatus();
 }
 
@@ -195,6 +254,7 @@ absl::Status SequenceTable::AddChunk(const internal::v1::Chunk& chunk, ResolvedS
 
   RETURN_IF_ERROR(AddRows(chunk, *sequence, step));
   RETURN_IF_ERROR(AddReads(chunk, first_row, rows, step));
+  RETURN_IF_ERROR(AddTargets(chunk, first_row, rows, step));
   step.runs.push_back({static_cast<int>(chunk.slot()), first_row, rows, sequence->position,
                        sequence->full_blocks, sequence->sliding_blocks, sequence->sliding_first});
   if (chunk.sample()) {
@@ -248,6 +308,27 @@ absl::Status SequenceTable::AddReads(const internal::v1::Chunk& chunk, int first
     }
     step.head_reads.push_back(std::move(read));
   }
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::AddTargets(const internal::v1::Chunk& chunk, int first_row, int rows,
+                                       ResolvedStep& step) const {
+  const internal::v1::LogprobWant& want = chunk.logprobs();
+  if (want.targets().empty()) return absl::OkStatus();
+  const uint64_t end = uint64_t{want.first()} + static_cast<uint64_t>(want.targets_size());
+  if (end > static_cast<uint64_t>(rows) || want.top() > kernels::kMaxLogprobs) {
+    return Disagree("slot {} wants log-probabilities of rows [{}, {}) of {}, {} of each",
+                    chunk.slot(), want.first(), end, rows, want.top());
+  }
+  ResolvedStep::TargetRead read;
+  read.slot = static_cast<int>(chunk.slot());
+  read.first_position = static_cast<int>(chunk.start_position() + want.first());
+  read.top = static_cast<int>(want.top());
+  RETURN_IF_ERROR(CopyTokens(want.targets(), chunk.slot(), rows, read.targets));
+  for (int i = 0; i < want.targets_size(); ++i) {
+    read.rows.push_back(first_row + static_cast<int>(want.first()) + i);
+  }
+  step.target_reads.push_back(std::move(read));
   return absl::OkStatus();
 }
 

@@ -43,6 +43,30 @@ struct ResolvedStep {
     std::vector<int32_t> rows;
   };
   std::vector<HeadRead> head_reads;
+  // Rows asked for the log-probabilities of given tokens.
+  struct TargetRead {
+    int slot = 0;
+    int first_position = 0;
+    int top = 0;
+    std::vector<int32_t> rows;
+    std::vector<int32_t> targets;  // one for each row
+  };
+  std::vector<TargetRead> target_reads;
+  // What new sequences tell the sampler of their slots.
+  struct NewSlot {
+    int slot = 0;
+    std::vector<int32_t> bias_tokens;
+    std::vector<float> biases;
+    std::vector<int32_t> end_tokens;
+    bool counted = false;
+    std::vector<int32_t> history;
+    int prompt_tokens = 0;
+
+    kernels::SlotSampling sampling() const {
+      return {bias_tokens, biases, end_tokens, counted, history, prompt_tokens};
+    }
+  };
+  std::vector<NewSlot> new_slots;
   // [layers][rows, k], -1 where the router decides; empty: nothing is forced.
   std::vector<std::vector<int32_t>> forced;
 
@@ -81,7 +105,10 @@ class SequenceTable {
 
   absl::StatusOr<Sequence*> Find(uint32_t slot, const char* what);
   absl::Status Free(uint32_t slot);
-  absl::Status Add(const internal::v1::NewSequence& added);
+  absl::Status Add(const internal::v1::NewSequence& added, ResolvedStep& step);
+  absl::Status AddSlot(const internal::v1::NewSequence& added, ResolvedStep& step) const;
+  absl::Status CopyTokens(const google::protobuf::RepeatedField<uint32_t>& tokens, uint32_t slot,
+                          int most, std::vector<int32_t>& out) const;
   absl::Status CheckForced(const internal::v1::NewSequence& added) const;
   absl::Status Release(const internal::v1::Chunk& chunk);
   absl::Status Append(const internal::v1::Chunk& chunk);
@@ -90,6 +117,8 @@ class SequenceTable {
                        ResolvedStep& step) const;
   absl::Status AddReads(const internal::v1::Chunk& chunk, int first_row, int rows,
                         ResolvedStep& step) const;
+  absl::Status AddTargets(const internal::v1::Chunk& chunk, int first_row, int rows,
+                          ResolvedStep& step) const;
   void AddForced(const std::vector<const Sequence*>& row_sequences, ResolvedStep& step) const;
 
   Limits limits_;

@@ -99,6 +99,109 @@ TEST(SequenceTableTest, SampledRowsCarryTheirParametersAndThePositionOfTheDraw) 
   EXPECT_EQ(params.logprobs, 5);
 }
 
+StepPlan PlanWithOptions() {
+  StepPlan plan;
+  NewSequence& added = AddSequence(plan, 2);
+  internal::v1::Sampling& sampling = *added.mutable_sampling();
+  sampling.add_bias_tokens(4);
+  sampling.add_biases(-1.5f);
+  sampling.add_end_tokens(9);
+  sampling.set_first_end_position(5);
+  sampling.set_frequency_penalty(0.5f);
+  sampling.set_prompt_tokens(3);
+  for (int token : {10, 11, 12}) added.add_history(token);
+  AddChunk(plan, 2, 0, 3, {0}, {0}).set_sample(true);
+  return plan;
+}
+
+TEST(SequenceTableTest, OptionsOfASlotAreToldOnceAndItsRowsSayWhichApply) {
+  SequenceTable table = MakeTable();
+  const auto step = table.Apply(PlanWithOptions());
+  ASSERT_TRUE(step.ok()) << step.status();
+  ASSERT_EQ(step->new_slots.size(), 1u);
+  const ResolvedStep::NewSlot& slot = step->new_slots[0];
+  EXPECT_EQ(slot.slot, 2);
+  EXPECT_THAT(slot.bias_tokens, ElementsAre(4));
+  EXPECT_THAT(slot.biases, ElementsAre(-1.5f));
+  EXPECT_THAT(slot.end_tokens, ElementsAre(9));
+  EXPECT_THAT(slot.history, ElementsAre(10, 11, 12));
+  EXPECT_EQ(slot.prompt_tokens, 3);
+  for (int position = 3; position < 7; ++position) {
+    SCOPED_TRACE(position);
+    StepPlan plan;
+    AddChunk(plan, 2, position, 0, {}, {}).set_sample(true);
+    const auto decode = table.Apply(plan);
+    ASSERT_TRUE(decode.ok()) << decode.status();
+    EXPECT_TRUE(decode->new_slots.empty());
+    const kernels::SampleParams& params = decode->sample_params[0];
+    EXPECT_TRUE(params.biased);
+    EXPECT_TRUE(params.counted);
+    EXPECT_EQ(params.repetition_penalty, 1) << "0 is none";
+    EXPECT_EQ(params.frequency_penalty, 0.5f);
+    EXPECT_EQ(params.mask_ends, params.position < 5);
+  }
+}
+
+TEST(SequenceTableTest, ASequenceWithoutOptionsCostsNothing) {
+  SequenceTable table = MakeTable();
+  const auto step = table.Apply(FirstPlan());
+  ASSERT_TRUE(step.ok()) << step.status();
+  EXPECT_TRUE(step->new_slots.empty());
+  EXPECT_FALSE(step->sample_params[0].adjusts());
+}
+
+TEST(SequenceTableTest, TargetsNameTheirRowsInTheStep) {
+  SequenceTable table = MakeTable();
+  StepPlan plan = FirstPlan();
+  AddSequence(plan, 0);
+  Chunk& chunk = AddChunk(plan, 0, 0, 4, {0}, {1});
+  chunk.mutable_logprobs()->set_first(1);
+  chunk.mutable_logprobs()->set_top(2);
+  for (int target : {7, 8}) chunk.mutable_logprobs()->add_targets(target);
+  const auto step = table.Apply(plan);
+  ASSERT_TRUE(step.ok()) << step.status();
+  ASSERT_EQ(step->target_reads.size(), 1u);
+  EXPECT_THAT(step->target_reads[0].rows, ElementsAre(21, 22));
+  EXPECT_THAT(step->target_reads[0].targets, ElementsAre(7, 8));
+  EXPECT_EQ(step->target_reads[0].first_position, 1);
+  EXPECT_EQ(step->target_reads[0].top, 2);
+}
+
+TEST(SequenceTableTest, OptionsThatCannotBeAreInternal) {
+  const std::vector<std::pair<std::string, std::function<void(StepPlan&)>>> cases = {
+      {"1 biases for 2 tokens",
+       [](StepPlan& plan) {
+         plan.mutable_new_sequences(0)->mutable_sampling()->add_bias_tokens(5);
+       }},
+      {"token 100 of 100",
+       [](StepPlan& plan) {
+         plan.mutable_new_sequences(0)->mutable_sampling()->set_end_tokens(0, 100);
+       }},
+      {"token 4000000000 of 100",
+       [](StepPlan& plan) { plan.mutable_new_sequences(0)->set_history(1, 4000000000u); }},
+      {"at most 1024",
+       [](StepPlan& plan) {
+         for (int i = 0; i < 1025; ++i) {
+           plan.mutable_new_sequences(0)->mutable_sampling()->add_end_tokens(1);
+         }
+       }},
+      {"rows [2, 4) of 3",
+       [](StepPlan& plan) {
+         plan.mutable_chunks(0)->mutable_logprobs()->set_first(2);
+         for (int i = 0; i < 2; ++i) plan.mutable_chunks(0)->mutable_logprobs()->add_targets(1);
+       }},
+      {"token 100 of 100",
+       [](StepPlan& plan) { plan.mutable_chunks(0)->mutable_logprobs()->add_targets(100); }}};
+  for (const auto& [message, spoil] : cases) {
+    SequenceTable table = MakeTable();
+    StepPlan plan = PlanWithOptions();
+    spoil(plan);
+    const auto step = table.Apply(plan);
+    EXPECT_EQ(step.status().code(), absl::StatusCode::kInternal) << message;
+    EXPECT_THAT(std::string(step.status().message()), HasSubstr(message));
+  }
+}
+
 TEST(SequenceTableTest, DecodeNamesTheSlotInPlaceOfAToken) {
   SequenceTable table = MakeTable();
   ASSERT_TRUE(table.Apply(FirstPlan()).ok());

@@ -90,6 +90,7 @@ class RankTransformer final : public Transformer {
   void ComputeExperts(int layer, const kernels::ExpertTokens& tokens);
   void CountLoad(int layer, const kernels::ExpertTokens& tokens);
 
+  void TellSlots(const ResolvedStep& step);
   void UpdateStats();
   void Observe(Tensor hidden, Observed* observed);
   void ObserveRouting(Tensor normed, const kernels::Routing& routing, Observed* observed);
@@ -364,6 +365,7 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
   if (world_ != nullptr || batch.rows() > 0) {
     batch.record_key = RecordKey(step, mode, bucket, logprobs);
   }
+  TellSlots(step);
   const kernels::StepLaunch launch = ops_.BeginStep(batch);
   const Tensor x = buffers_.x.Rows(0, launch.rows);
   const auto enqueue = [&]() -> absl::Status {
@@ -379,10 +381,17 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
   }
   ops_.Submit();
   StepOutput out;
-  if (options_.shape.tp_rank(options_.rank) == 0) {
+  const bool report = options_.shape.tp_rank(options_.rank) == 0;
+  if (report) {
     out.sampled = output_->ReadSampled(step);
     out.heads = output_->ReadHeads(step, x);
   }
+  absl::StatusOr<std::vector<TargetOutput>> targets = output_->ReadTargets(step, x, report);
+  if (!targets.ok()) {
+    ops_.Finish().IgnoreError();
+    return targets.status();
+  }
+  out.targets = *std::move(targets);
   RETURN_IF_ERROR(ops_.Finish());
   if (world_ != nullptr) RETURN_IF_ERROR(world_->Check());
   if (group_ != nullptr) RETURN_IF_ERROR(group_->Check());
@@ -391,6 +400,12 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
   out.exchange_ns = static_cast<int64_t>((stats_.seconds - before.seconds) * 1e9);
   out.wait_ns = static_cast<int64_t>((stats_.wait_seconds - before.wait_seconds) * 1e9);
   return out;
+}
+
+void RankTransformer::TellSlots(const ResolvedStep& step) {
+  for (const ResolvedStep::NewSlot& slot : step.new_slots) {
+    ops_.SetSlotSampling(slot.slot, slot.sampling());
+  }
 }
 
 void RankTransformer::UpdateStats() {
@@ -420,6 +435,7 @@ absl::StatusOr<Transformer::Trace> RankTransformer::TraceStep(
         fmt::format("a trace needs a world of one rank, not {}", options_.shape.world()));
   }
   RETURN_IF_ERROR(CheckRows(step));
+  TellSlots(step);
   const kernels::StepLaunch launch = ops_.BeginStep(step.batch());
   ASSIGN_OR_RETURN(const Pass pass,
                    PlanPass(launch.rows, internal::v1::EXCHANGE_MODE_UNSPECIFIED, 0));

@@ -40,6 +40,7 @@ namespace conclave::worker {
 struct StepOutput {
   std::vector<SampledToken> sampled;  // filled on tp rank 0
   std::vector<HeadOutput> heads;      // filled on tp rank 0
+  std::vector<TargetOutput> targets;  // filled on tp rank 0
   int64_t step_ns = 0;
   int64_t exchange_ns = 0;  // part of step_ns spent in collectives
   int64_t wait_ns = 0;      // part of exchange_ns spent waiting for peers

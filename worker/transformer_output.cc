@@ -128,6 +128,11 @@ absl::Status TransformerOutput::Gather(int begin, int rows, int logprobs,
   const kernels::SampleOutput tile = OutputRows(sampled_, begin, rows);
   RETURN_IF_ERROR(group_->AllGatherRows(tile.tokens, row_begin));
   if (logprobs < 0) return absl::OkStatus();
+  return GatherLogprobs(tile, logprobs, row_begin);
+}
+
+absl::Status TransformerOutput::GatherLogprobs(const kernels::SampleOutput& tile, int logprobs,
+                                               std::span<const int64_t> row_begin) {
   RETURN_IF_ERROR(group_->AllGatherRows(tile.logprobs, row_begin));
   if (logprobs == 0) return absl::OkStatus();
   RETURN_IF_ERROR(group_->AllGatherRows(tile.top_tokens, row_begin));
@@ -183,6 +188,67 @@ std::vector<HeadOutput> TransformerOutput::ReadHeads(const ResolvedStep& step, k
     out.push_back(std::move(result));
   }
   return out;
+}
+
+absl::StatusOr<std::vector<TargetOutput>> TransformerOutput::ReadTargets(const ResolvedStep& step,
+                                                                         kernels::Tensor x,
+                                                                         bool report) {
+  std::vector<TargetOutput> out;
+  if (!step.target_reads.empty() && weights_->lm_head.data == nullptr) {
+    return absl::InternalError("step plan reads log-probabilities, but there is no lm_head");
+  }
+  for (const ResolvedStep::TargetRead& read : step.target_reads) {
+    TargetOutput result;
+    result.slot = read.slot;
+    result.first_position = read.first_position;
+    result.top = std::min(read.top, config_->vocab_size);
+    const int rows = static_cast<int>(read.rows.size());
+    for (int begin = 0; begin < rows; begin += tile_rows_) {
+      const int count = std::min(tile_rows_, rows - begin);
+      RETURN_IF_ERROR(TargetTile(x, std::span(read.rows).subspan(begin, count),
+                                 std::span(read.targets).subspan(begin, count), result.top));
+      if (report) AppendTargets(count, result);
+    }
+    if (report) out.push_back(std::move(result));
+  }
+  return out;
+}
+
+// Into the first rows of sampled_, which has been read.
+absl::Status TransformerOutput::TargetTile(kernels::Tensor x, std::span<const int32_t> rows,
+                                           std::span<const int32_t> targets, int top) {
+  const auto count = static_cast<int64_t>(rows.size());
+  kernels::Tensor logits = logits_.Rows(0, count);
+  ops_->Logits(weights_->final_norm, weights_->lm_head, x, rows, logits);
+  if (group_ == nullptr) {
+    ops_->TargetLogprobs(logits, targets, top, OutputRows(sampled_, 0, count));
+    return absl::OkStatus();
+  }
+  const std::vector<int64_t> row_begin = SplitRows(count, group_->size());
+  const int64_t first = row_begin[group_->rank()];
+  const int64_t share = row_begin[group_->rank() + 1] - first;
+  ASSIGN_OR_RETURN(logits, Transpose(logits, row_begin));
+  ops_->TargetLogprobs(logits, targets.subspan(first, share), top,
+                       OutputRows(sampled_, first, share));
+  return GatherLogprobs(OutputRows(sampled_, 0, count), top, row_begin);
+}
+
+void TransformerOutput::AppendTargets(int rows, TargetOutput& out) {
+  const kernels::SampleOutput source = OutputRows(sampled_, 0, rows);
+  const size_t before = out.logprobs.size();
+  out.logprobs.resize(before + rows);
+  ops_->Read(source.logprobs, out.logprobs.data() + before);
+  if (out.top == 0) return;
+  std::vector<int32_t> tokens(int64_t{rows} * kernels::kMaxLogprobs);
+  std::vector<float> logprobs(tokens.size());
+  ops_->Read(source.top_tokens, tokens.data());
+  ops_->Read(source.top_logprobs, logprobs.data());
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = row * kernels::kMaxLogprobs;
+    out.top_tokens.insert(out.top_tokens.end(), tokens.begin() + at, tokens.begin() + at + out.top);
+    out.top_logprobs.insert(out.top_logprobs.end(), logprobs.begin() + at,
+                            logprobs.begin() + at + out.top);
+  }
 }
 
 std::vector<float> TransformerOutput::ReadLogits(kernels::Tensor x) {

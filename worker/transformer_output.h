@@ -45,6 +45,15 @@ struct HeadOutput {
   std::vector<float> logits;  // [rows, labels]
 };
 
+struct TargetOutput {
+  int slot = 0;
+  int first_position = 0;       // of the first row
+  std::vector<float> logprobs;  // [rows] of the targets
+  int top = 0;
+  std::vector<int32_t> top_tokens;  // [rows, top], by falling log-probability
+  std::vector<float> top_logprobs;  // [rows, top]
+};
+
 // Used by the step thread alone. Borrows everything it is made with.
 class TransformerOutput {
  public:
@@ -63,6 +72,11 @@ class TransformerOutput {
   // The heads that `step` reads. Waits for the device.
   std::vector<HeadOutput> ReadHeads(const ResolvedStep& step, kernels::Tensor x);
 
+  // The log-probabilities of targets that `step` reads, if `report`; else nothing. The same calls
+  // on every rank of the group, after ReadSampled. Waits for the device.
+  absl::StatusOr<std::vector<TargetOutput>> ReadTargets(const ResolvedStep& step, kernels::Tensor x,
+                                                        bool report);
+
   // f32 [rows of x, V], for traces; tp = 1. Waits for the device.
   std::vector<float> ReadLogits(kernels::Tensor x);
 
@@ -79,6 +93,11 @@ class TransformerOutput {
   absl::StatusOr<kernels::Tensor> Transpose(kernels::Tensor logits,
                                             std::span<const int64_t> row_begin);
   absl::Status Gather(int begin, int rows, int logprobs, std::span<const int64_t> row_begin);
+  absl::Status GatherLogprobs(const kernels::SampleOutput& tile, int logprobs,
+                              std::span<const int64_t> row_begin);
+  absl::Status TargetTile(kernels::Tensor x, std::span<const int32_t> rows,
+                          std::span<const int32_t> targets, int top);
+  void AppendTargets(int rows, TargetOutput& out);
 
   const model::Config* config_;
   const RankWeights* weights_;

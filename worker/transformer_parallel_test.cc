@@ -58,6 +58,21 @@ std::vector<TestRequest> MixedRequests() {
     request.sampling.set_logprobs(i * 3);
   }
   requests.push_back({.prompt = RandomPrompt(random, 40), .head = 0});
+  TestRequest& options =
+      requests.emplace_back(TestRequest{.prompt = RandomPrompt(random, 40), .max_tokens = 16});
+  options.prompt_logprobs = 3;
+  internal::v1::Sampling& sampling = options.sampling;
+  sampling.set_temperature(0.9f);
+  sampling.set_seed(5);
+  sampling.set_logprobs(2);
+  sampling.set_repetition_penalty(1.2f);
+  sampling.set_presence_penalty(0.5f);
+  sampling.set_frequency_penalty(0.25f);
+  sampling.add_bias_tokens(300);
+  sampling.add_biases(4);
+  for (int id = 0; id < 100; ++id) sampling.add_end_tokens(id);
+  sampling.set_prompt_tokens(static_cast<uint32_t>(options.prompt.size()));
+  sampling.set_first_end_position(sampling.prompt_tokens() + 8);
   return requests;
 }
 
@@ -78,6 +93,8 @@ void ExpectSame(const std::vector<TestResult>& got, const std::vector<TestResult
     EXPECT_EQ(got[i].logprobs, want[i].logprobs) << "request " << i;
     EXPECT_EQ(got[i].top, want[i].top) << "request " << i;
     EXPECT_EQ(got[i].head_logits, want[i].head_logits) << "request " << i;
+    EXPECT_EQ(got[i].prompt_logprobs, want[i].prompt_logprobs) << "request " << i;
+    EXPECT_EQ(got[i].prompt_top, want[i].prompt_top) << "request " << i;
   }
 }
 

@@ -237,6 +237,83 @@ TEST_F(TransformerTest, LogProbabilitiesAreThoseOfTheReferenceLogits) {
   }
 }
 
+TEST_F(TransformerTest, PromptLogProbabilitiesAreOfEachNextTokenInAnyChunking) {
+  const size_t vocab = harness_->config().vocab_size;
+  for (const goldens::Generation& golden : goldens_) {
+    if (golden.prompt.size() < 2) continue;
+    const Transformer::Trace trace = TracePrompt(golden.prompt);
+    const auto whole = Run({{.prompt = golden.prompt, .max_tokens = 1, .prompt_logprobs = 2}}, 256);
+    ASSERT_EQ(whole[0].prompt_logprobs.size(), golden.prompt.size() - 1);
+    ASSERT_EQ(whole[0].prompt_top.size(), 2 * (golden.prompt.size() - 1));
+    for (size_t at = 0; at + 1 < golden.prompt.size(); ++at) {
+      const float logit = trace.logits[at * vocab + golden.prompt[at + 1]];
+      EXPECT_NEAR(whole[0].prompt_logprobs[at], logit - golden.logsumexp[at], 2e-4) << at;
+      EXPECT_EQ(whole[0].prompt_top[2 * at], golden.argmax[at]) << at;
+    }
+    for (int chunk : {1, 7}) {
+      const auto parts =
+          Run({{.prompt = golden.prompt, .max_tokens = 1, .prompt_logprobs = 2}}, chunk);
+      EXPECT_EQ(parts[0].prompt_logprobs, whole[0].prompt_logprobs) << chunk;
+      EXPECT_EQ(parts[0].prompt_top, whole[0].prompt_top) << chunk;
+      EXPECT_EQ(parts[0].tokens, whole[0].tokens) << chunk;
+    }
+  }
+}
+
+// Each token is the largest of the model's logits, changed by a count made here. The model never
+// repeats a token by itself, so they favour what was seen.
+TEST_F(TransformerTest, PenaltiesCountThePromptAndWhatWasGenerated) {
+  const std::vector<int>& prompt = goldens_[2].prompt;
+  const size_t vocab = harness_->config().vocab_size;
+  TestRequest request = {.prompt = prompt, .max_tokens = 24};
+  constexpr float kRepetition = 0.7f;
+  constexpr float kPresence = -0.5f;
+  constexpr float kFrequency = 0.25f;
+  request.sampling.set_repetition_penalty(kRepetition);
+  request.sampling.set_presence_penalty(kPresence);
+  request.sampling.set_frequency_penalty(kFrequency);
+  request.sampling.set_prompt_tokens(static_cast<uint32_t>(prompt.size()));
+  const std::vector<int> tokens = Run({request}, 7)[0].tokens;
+  ASSERT_EQ(tokens.size(), 24u);
+  EXPECT_NE(tokens, goldens_[2].greedy);
+
+  std::vector<int> all = prompt;
+  all.insert(all.end(), tokens.begin(), tokens.end() - 1);
+  const auto logits = TraceLogits(*harness_, {all}, kWhole);
+  ASSERT_TRUE(logits.ok()) << logits.status();
+  for (size_t step = 0; step < tokens.size(); ++step) {
+    const size_t end = prompt.size() + step;
+    std::vector<float> row((*logits)[0].begin() + (end - 1) * vocab,
+                           (*logits)[0].begin() + end * vocab);
+    for (size_t id = 0; id < vocab; ++id) {
+      const auto generated = std::count(all.begin() + prompt.size(), all.begin() + end, id);
+      if (generated == 0 && std::count(prompt.begin(), prompt.end(), id) == 0) continue;
+      row[id] = row[id] > 0 ? row[id] / kRepetition : row[id] * kRepetition;
+      row[id] -= kFrequency * static_cast<float>(generated) + (generated > 0 ? kPresence : 0.0f);
+    }
+    ASSERT_EQ(tokens[step], std::max_element(row.begin(), row.end()) - row.begin()) << step;
+  }
+
+  // As after a preemption: what was generated comes with the prompt, and still counts as such.
+  TestRequest back = request;
+  back.prompt.insert(back.prompt.end(), tokens.begin(), tokens.begin() + 10);
+  back.max_tokens = 14;
+  EXPECT_EQ(Run({back}, 64)[0].tokens, std::vector<int>(tokens.begin() + 10, tokens.end()));
+}
+
+TEST_F(TransformerTest, NoEndTokenIsDrawnBeforeItMayBe) {
+  TestRequest request = {.prompt = goldens_[1].prompt, .max_tokens = 24};
+  const auto prompt = static_cast<uint32_t>(request.prompt.size());
+  request.sampling.set_temperature(1);
+  request.sampling.set_seed(3);
+  for (uint32_t id = 0; id < 500; ++id) request.sampling.add_end_tokens(id);
+  request.sampling.set_first_end_position(prompt + 10);
+  const std::vector<int> tokens = Run({request}, kWhole)[0].tokens;
+  ASSERT_EQ(tokens.size(), 24u);
+  EXPECT_THAT(std::span(tokens).first(10), testing::Each(testing::Ge(500)));
+  EXPECT_THAT(std::span(tokens).last(14), testing::Contains(testing::Lt(500)));
+}
+
 TEST_F(TransformerTest, SlidingBlocksStayConstantPastTheWindow) {
   GroupDriver driver(harness_->config(), harness_->options(), 1);
   driver.Add({.prompt = goldens_[3].prompt, .max_tokens = 24});

@@ -34,7 +34,8 @@ CpuOps::CpuOps(const model::Config& config, int kv_heads, const CpuOptions& opti
                                static_cast<float>(config.swiglu_alpha)}},
       pool_(options.threads),
       angles_(config.rope, config.head_dim),
-      last_sampled_(options.max_sequences) {}
+      last_sampled_(options.max_sequences),
+      slot_tokens_(options.max_sequences) {}
 
 absl::StatusOr<Buffer> CpuOps::Allocate(int64_t bytes) { return AllocatePages(bytes); }
 

@@ -12,6 +12,7 @@
 #include "kernels/cpu/dense.h"
 #include "kernels/cpu/experts.h"
 #include "kernels/cpu/rope.h"
+#include "kernels/cpu/sample.h"
 #include "kernels/ops.h"
 
 namespace conclave::kernels {
@@ -32,6 +33,7 @@ class CpuOps final : public Ops {
       std::span<const HostExpert> experts) override;
   void Write(const Tensor& destination, const void* host) override;
 
+  void SetSlotSampling(int slot, const SlotSampling& sampling) override;
   StepLaunch BeginStep(const StepBatch& batch) override;
   void Submit() override {}
   void ForgetRecorded() override {}
@@ -67,6 +69,8 @@ class CpuOps final : public Ops {
   void JoinColumns(std::span<const Tensor> blocks, Tensor out) override;
   void Sample(Tensor logits, int first, const SampleOutput& output) override;
   void StoreSampled(Tensor tokens) override;
+  void TargetLogprobs(Tensor logits, std::span<const int32_t> targets, int top,
+                      const SampleOutput& output) override;
   void Read(const Tensor& source, void* host) override;
   absl::Status Finish() override { return absl::OkStatus(); }
 
@@ -93,7 +97,8 @@ class CpuOps final : public Ops {
 
   base::ThreadPool pool_;
   RotaryAngles angles_;
-  std::vector<int32_t> last_sampled_;  // [max_sequences]
+  std::vector<int32_t> last_sampled_;    // [max_sequences]
+  std::vector<SlotTokens> slot_tokens_;  // [max_sequences]
   StepBatch batch_;
   std::vector<int32_t> run_of_row_;  // [T]
   uint64_t mxfp4_launches_ = 0;

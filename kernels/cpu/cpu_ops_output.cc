@@ -48,25 +48,51 @@ void CpuOps::JoinColumns(std::span<const Tensor> blocks, Tensor out) {
   CONCLAVE_CHECK(first == out.cols);
 }
 
+namespace {
+
+std::span<const float> RowOf(Tensor logits, int64_t row) {
+  return {logits.as<float>() + row * logits.cols, static_cast<size_t>(logits.cols)};
+}
+
+// Row `row` of `output` but its token; `top` as SampleParams::logprobs.
+void WriteLogprobs(std::span<const float> logits, int32_t token, int top, int64_t row,
+                   const SampleOutput& output) {
+  int32_t* top_tokens = output.top_tokens.as<int32_t>() + row * kMaxLogprobs;
+  float* top_logprobs = output.top_logprobs.as<float>() + row * kMaxLogprobs;
+  std::fill_n(top_tokens, kMaxLogprobs, -1);
+  std::fill_n(top_logprobs, kMaxLogprobs, 0.0f);
+  output.logprobs.as<float>()[row] = 0;
+  if (top < 0) return;
+  const LogProbs logprobs(logits);
+  output.logprobs.as<float>()[row] = logprobs.of(token);
+  for (const auto& [id, value] : logprobs.Top(std::min(top, kMaxLogprobs))) {
+    *top_tokens++ = id;
+    *top_logprobs++ = value;
+  }
+}
+
+}  // namespace
+
+void CpuOps::SetSlotSampling(int slot, const SlotSampling& sampling) {
+  slot_tokens_.at(slot) = SlotTokens(sampling);
+}
+
 void CpuOps::Sample(Tensor logits, int first, const SampleOutput& output) {
   const std::span<const SampleParams> params = batch_.sample_params.subspan(first, logits.rows);
+  const std::span<const int32_t> slots = batch_.sample_slots.subspan(first, logits.rows);
   pool_.ParallelFor(logits.rows, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> adjusted;
     for (int64_t row = begin; row < end; ++row) {
-      const std::span<const float> row_logits(logits.as<float>() + row * logits.cols, logits.cols);
-      const int32_t token = SampleToken(row_logits, params[row]);
-      output.tokens.as<int32_t>()[row] = token;
-      int32_t* top_tokens = output.top_tokens.as<int32_t>() + row * kMaxLogprobs;
-      float* top_logprobs = output.top_logprobs.as<float>() + row * kMaxLogprobs;
-      std::fill_n(top_tokens, kMaxLogprobs, -1);
-      std::fill_n(top_logprobs, kMaxLogprobs, 0.0f);
-      output.logprobs.as<float>()[row] = 0;
-      if (params[row].logprobs < 0) continue;
-      const LogProbs logprobs(row_logits);
-      output.logprobs.as<float>()[row] = logprobs.of(token);
-      for (const auto& [id, value] : logprobs.Top(std::min(params[row].logprobs, kMaxLogprobs))) {
-        *top_tokens++ = id;
-        *top_logprobs++ = value;
+      const std::span<const float> raw = RowOf(logits, row);
+      std::span<const float> drawn_from = raw;
+      if (params[row].adjusts()) {
+        adjusted.assign(raw.begin(), raw.end());
+        slot_tokens_[slots[row]].Adjust(params[row], adjusted);
+        drawn_from = adjusted;
       }
+      const int32_t token = SampleToken(drawn_from, params[row]);
+      output.tokens.as<int32_t>()[row] = token;
+      WriteLogprobs(raw, token, params[row].logprobs, row, output);
     }
   });
 }
@@ -74,8 +100,21 @@ void CpuOps::Sample(Tensor logits, int first, const SampleOutput& output) {
 void CpuOps::StoreSampled(Tensor tokens) {
   CONCLAVE_CHECK(tokens.rows == static_cast<int64_t>(batch_.sample_slots.size()));
   for (int64_t i = 0; i < tokens.rows; ++i) {
-    last_sampled_.at(batch_.sample_slots[i]) = tokens.as<int32_t>()[i];
+    const int32_t token = tokens.as<int32_t>()[i];
+    const int32_t slot = batch_.sample_slots[i];
+    last_sampled_.at(slot) = token;
+    if (batch_.sample_params[i].counted) slot_tokens_[slot].CountGenerated(token);
   }
+}
+
+void CpuOps::TargetLogprobs(Tensor logits, std::span<const int32_t> targets, int top,
+                            const SampleOutput& output) {
+  CONCLAVE_CHECK(logits.rows == static_cast<int64_t>(targets.size()));
+  pool_.ParallelFor(logits.rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      WriteLogprobs(RowOf(logits, row), targets[row], std::max(top, 0), row, output);
+    }
+  });
 }
 
 }  // namespace conclave::kernels

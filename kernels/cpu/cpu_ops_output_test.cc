@@ -140,6 +140,60 @@ TEST_F(OutputOpsTest, SampleWritesEveryOutputOfARow) {
   EXPECT_THAT(std::span(top_tokens).subspan(6), Each(-1));
 }
 
+TEST_F(OutputOpsTest, SlotsChangeWhatIsDrawnAndLogprobsStayTheModelsOwn) {
+  std::vector<float> logits = {1, 5, 2, 3, 1, 5, 2, 3};
+  std::vector<int32_t> tokens(2, -9), top_tokens(2 * kMaxLogprobs);
+  std::vector<float> logprobs(2, -9), top_logprobs(2 * kMaxLogprobs);
+  const SampleOutput output = {AsTensor(tokens, 1), AsTensor(logprobs, 1),
+                               AsTensor(top_tokens, kMaxLogprobs),
+                               AsTensor(top_logprobs, kMaxLogprobs)};
+  const std::vector<int32_t> history = {0};
+  ops_->SetSlotSampling(3, {.counted = true, .history = history, .prompt_tokens = 1});
+  const SampleParams penalized = {
+      .temperature = 0, .logprobs = 1, .counted = true, .frequency_penalty = 1.5f};
+  std::vector<int32_t> drawn;
+  for (int step = 0; step < 4; ++step) {
+    BeginSampling({penalized, {.temperature = 0, .logprobs = 1}}, {3, 0});
+    ops_->Sample(AsTensor(logits, 4), 0, output);
+    ops_->StoreSampled(AsTensor(tokens, 1));
+    drawn.push_back(tokens[0]);
+    EXPECT_EQ(tokens[1], 1);  // the slot beside it knows nothing of it
+    EXPECT_EQ(top_tokens[0], 1);
+    EXPECT_EQ(top_logprobs[0], top_logprobs[kMaxLogprobs]);
+    EXPECT_NEAR(logprobs[0], top_logprobs[0] + logits[tokens[0]] - 5, 1e-6);
+  }
+  EXPECT_THAT(drawn, testing::ElementsAre(1, 1, 3, 1));  // 5, 3.5, then 2 and 3; then 2 and 1.5
+  // A new sequence in the slot starts anew.
+  ops_->SetSlotSampling(3, {.counted = true});
+  BeginSampling({penalized}, {3});
+  std::vector<float> row(logits.begin(), logits.begin() + 4);
+  ops_->Sample(AsTensor(row, 4), 0, output);
+  EXPECT_EQ(tokens[0], 1);
+}
+
+TEST_F(OutputOpsTest, TargetLogprobsAreOfTheGivenTokens) {
+  std::vector<float> logits = random_.Floats(3 * 6, 1);
+  std::vector<float> logprobs(3), top_logprobs(3 * kMaxLogprobs);
+  std::vector<int32_t> top_tokens(3 * kMaxLogprobs);
+  const std::vector<int32_t> targets = {5, 0, 2};
+  for (const int top : {0, 2}) {
+    ops_->TargetLogprobs(AsTensor(logits, 6), targets, top,
+                         {{},
+                          AsTensor(logprobs, 1),
+                          AsTensor(top_tokens, kMaxLogprobs),
+                          AsTensor(top_logprobs, kMaxLogprobs)});
+    for (int row = 0; row < 3; ++row) {
+      const float* mine = logits.data() + row * 6;
+      double sum = 0;
+      for (int i = 0; i < 6; ++i) sum += std::exp(double{mine[i]});
+      EXPECT_NEAR(logprobs[row], mine[targets[row]] - std::log(sum), 1e-6);
+      const int best = static_cast<int>(std::max_element(mine, mine + 6) - mine);
+      EXPECT_EQ(top_tokens[row * kMaxLogprobs], top > 0 ? best : -1);
+      EXPECT_EQ(top_tokens[row * kMaxLogprobs + 2], -1);
+    }
+  }
+}
+
 TEST_F(OutputOpsTest, AllocateGivesZerosOrSaysHowMuchIsFree) {
   const Buffer buffer = *ops_->Allocate(100000);
   EXPECT_THAT(std::span(static_cast<const uint8_t*>(buffer.memory.get()), 100000), Each(0));

@@ -107,6 +107,42 @@ int32_t Draw(std::vector<Candidate>& candidates, double u, const Weigher& weigh)
 
 }  // namespace
 
+SlotTokens::SlotTokens(const SlotSampling& sampling)
+    : end_tokens_(sampling.end_tokens.begin(), sampling.end_tokens.end()) {
+  for (size_t i = 0; i < sampling.bias_tokens.size(); ++i) {
+    biases_.emplace_back(sampling.bias_tokens[i], sampling.biases[i]);
+  }
+  if (!sampling.counted) return;
+  for (size_t i = 0; i < sampling.history.size(); ++i) {
+    if (i >= static_cast<size_t>(sampling.prompt_tokens)) {
+      CountGenerated(sampling.history[i]);
+    } else {
+      counts_[sampling.history[i]] |= kInPrompt;
+    }
+  }
+}
+
+void SlotTokens::CountGenerated(int32_t token) {
+  TokenCount& count = counts_[token];
+  count = kernels::CountGenerated(count);
+}
+
+void SlotTokens::Adjust(const SampleParams& params, std::span<float> logits) const {
+  if (params.biased) {
+    for (const auto& [token, bias] : biases_) logits[token] += bias;
+  }
+  if (params.counted) {
+    const Penalties penalties = {params.repetition_penalty, params.presence_penalty,
+                                 params.frequency_penalty};
+    for (const auto& [token, count] : counts_) {
+      logits[token] = Penalized(logits[token], count, penalties);
+    }
+  }
+  if (params.mask_ends) {
+    for (const int32_t token : end_tokens_) logits[token] = -HUGE_VALF;
+  }
+}
+
 int32_t SampleToken(std::span<const float> logits, const SampleParams& params) {
   const int32_t best = ArgMax(logits);
   const float largest = Comparable(logits[best]);

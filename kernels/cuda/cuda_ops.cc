@@ -125,6 +125,7 @@ absl::Status CudaOps::Allocate(const model::Config& config, const CudaOptions& o
   ASSIGN_OR_RETURN(experts_, ExpertKernels::Make(expert_shape_, copies));
   ASSIGN_OR_RETURN(bounce_, AllocatePinned(kBounceBytes));
   ASSIGN_OR_RETURN(last_sampled_, Allocate(options.max_sequences * SizeOf(DType::kI32)));
+  ASSIGN_OR_RETURN(sample_slots_, SampleSlots::Create(options.max_sequences, config.vocab_size));
   ASSIGN_OR_RETURN(router_logits_,
                    Allocate(int64_t{options.max_step_tokens} * num_experts_ * SizeOf(DType::kF32)));
   ASSIGN_OR_RETURN(attention_memory_, Allocate(AttentionWorkspaceBytes(

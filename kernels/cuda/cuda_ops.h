@@ -23,6 +23,7 @@
 #include "kernels/cuda/experts.h"
 #include "kernels/cuda/rope.h"
 #include "kernels/cuda/sample.h"
+#include "kernels/cuda/sample_slots.h"
 #include "kernels/cuda/step_graphs.h"
 #include "kernels/cuda/step_stage.h"
 #include "kernels/cuda/step_view.h"
@@ -52,6 +53,7 @@ class CudaOps final : public Ops {
   absl::StatusOr<VectorWeight> LoadVector(std::span<const uint16_t> values) override;
   void Write(const Tensor& destination, const void* host) override;
   void Read(const Tensor& source, void* host) override;
+  void SetSlotSampling(int slot, const SlotSampling& sampling) override;
   StepLaunch BeginStep(const StepBatch& batch) override;
   void Submit() override;
   void ForgetRecorded() override;
@@ -90,6 +92,8 @@ class CudaOps final : public Ops {
   void JoinColumns(std::span<const Tensor> blocks, Tensor out) override;
   void Sample(Tensor logits, int first, const SampleOutput& output) override;
   void StoreSampled(Tensor tokens) override;
+  void TargetLogprobs(Tensor logits, std::span<const int32_t> targets, int top,
+                      const SampleOutput& output) override;
 
  private:
   CudaOps(const model::Config& config, int kv_heads, const CudaOptions& options);
@@ -129,8 +133,9 @@ class CudaOps final : public Ops {
   ExpertStaging expert_staging_;
   std::unique_ptr<ExpertKernels> experts_;
   StepView view_;
-  Buffer bounce_;         // page-locked, for small reads
-  Buffer last_sampled_;   // i32 [max_sequences]
+  Buffer bounce_;        // page-locked, for small reads
+  Buffer last_sampled_;  // i32 [max_sequences]
+  std::unique_ptr<SampleSlots> sample_slots_;
   Buffer router_logits_;  // f32 [max_step_tokens, experts]
   Buffer rope_memory_;
   RopeTable rope_;

@@ -61,15 +61,34 @@ void CudaOps::JoinColumns(std::span<const Tensor> blocks, Tensor out) {
   Check("JoinColumns");
 }
 
+namespace {
+
+static_assert(kTopLogprobs == kMaxLogprobs);
+
+SampledRows RowsOf(const SampleOutput& output) {
+  return {output.tokens.as<int32_t>(), output.logprobs.as<float>(), output.top_tokens.as<int32_t>(),
+          output.top_logprobs.as<float>()};
+}
+
+}  // namespace
+
+void CudaOps::SetSlotSampling(int slot, const SlotSampling& sampling) {
+  if (failed()) return;
+  Keep(sample_slots_->Set(slot, sampling, stream_));
+}
+
 void CudaOps::Sample(Tensor logits, int first, const SampleOutput& output) {
-  static_assert(kTopLogprobs == kMaxLogprobs);
   if (failed() || logits.rows == 0) return;
   CONCLAVE_CHECK(first + logits.rows <= view_.samples);
-  SampleRows(logits.as<float>(), static_cast<int>(logits.rows), static_cast<int>(logits.cols),
-             view_.sample_params + first,
-             {output.tokens.as<int32_t>(), output.logprobs.as<float>(),
-              output.top_tokens.as<int32_t>(), output.top_logprobs.as<float>()},
-             stream_);
+  const auto n = static_cast<int>(logits.rows);
+  const auto vocabulary = static_cast<int>(logits.cols);
+  const SampleRow* params = view_.sample_params + first;
+  if (view_.adjusts) {
+    SampleAdjustedRows(logits.as<float>(), n, vocabulary, params, view_.sample_slots + first,
+                       sample_slots_->table(), RowsOf(output), stream_);
+  } else {
+    SampleRows(logits.as<float>(), n, vocabulary, params, RowsOf(output), stream_);
+  }
   Check("Sample");
 }
 
@@ -78,7 +97,22 @@ void CudaOps::StoreSampled(Tensor tokens) {
   CONCLAVE_CHECK(tokens.rows == view_.samples);
   cuda::StoreSampled(tokens.as<int32_t>(), view_.sample_slots, view_.samples,
                      static_cast<int32_t*>(last_sampled_.memory.get()), stream_);
+  if (view_.adjusts) {
+    CountSampled(tokens.as<int32_t>(), view_.samples, view_.sample_params, view_.sample_slots,
+                 sample_slots_->table(), stream_);
+  }
   Check("StoreSampled");
+}
+
+void CudaOps::TargetLogprobs(Tensor logits, std::span<const int32_t> targets, int top,
+                             const SampleOutput& output) {
+  if (failed() || logits.rows == 0) return;
+  CONCLAVE_CHECK(logits.rows == static_cast<int64_t>(targets.size()));
+  const auto* device = static_cast<const int32_t*>(
+      stage_->Put(targets.data(), static_cast<int64_t>(targets.size_bytes()), stream_));
+  cuda::TargetLogprobs(logits.as<float>(), static_cast<int>(logits.rows),
+                       static_cast<int>(logits.cols), device, top, RowsOf(output), stream_);
+  Check("TargetLogprobs");
 }
 
 }  // namespace conclave::kernels::cuda

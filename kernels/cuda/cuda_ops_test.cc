@@ -180,6 +180,43 @@ TEST_F(CudaOpsTest, ALayersProjectionsLieSideBySide) {
   }
 }
 
+TEST_F(CudaOpsTest, PenaltiesOfASlotFollowItsTokensFromStepToStep) {
+  const std::vector<float> row = [] {
+    std::vector<float> logits(512, -5);
+    logits[1] = 5;
+    logits[2] = 2;
+    logits[3] = 3;
+    return logits;
+  }();
+  std::vector<float> logits = row;
+  logits.insert(logits.end(), row.begin(), row.end());
+  const Tensor device_logits = NewTensor(DType::kF32, 2, 512);
+  ops_->Write(device_logits, logits.data());
+  const SampleOutput output = {NewTensor(DType::kI32, 2, 1), NewTensor(DType::kF32, 2, 1),
+                               NewTensor(DType::kI32, 2, kMaxLogprobs),
+                               NewTensor(DType::kF32, 2, kMaxLogprobs)};
+  const std::vector<int32_t> history = {0};
+  ops_->SetSlotSampling(3, {.counted = true, .history = history, .prompt_tokens = 1});
+  std::vector<int32_t> drawn;
+  for (int step = 0; step < 4; ++step) {
+    BeginSampling({{.temperature = 0, .counted = true, .frequency_penalty = 1.5f},
+                   {.temperature = 0, .logprobs = 1}},
+                  {3, 0});
+    ops_->Sample(device_logits, 0, output);
+    ops_->StoreSampled(output.tokens);
+    const std::vector<int32_t> tokens = ReadAll<int32_t>(output.tokens);
+    drawn.push_back(tokens[0]);
+    EXPECT_EQ(tokens[1], 1);  // the slot beside it knows nothing of it
+  }
+  EXPECT_EQ(drawn, (std::vector<int32_t>{1, 1, 3, 1}));
+  const std::vector<int32_t> targets = {2, 1};
+  ops_->TargetLogprobs(device_logits, targets, 1, output);
+  const std::vector<float> logprobs = ReadAll<float>(output.logprobs);
+  EXPECT_NEAR(logprobs[0], logprobs[1] - 3, 1e-5);
+  EXPECT_EQ(ReadAll<int32_t>(output.top_tokens)[0], 1);
+  EXPECT_TRUE(ops_->Finish().ok());
+}
+
 TEST_F(CudaOpsTest, EmbedsIdsAndTokensSampledBefore) {
   RandomData random(4);
   const std::vector<uint16_t> table = random.Bf16(512 * 128, 1);

@@ -19,13 +19,28 @@ namespace {
 constexpr int kMaxKeptBytes = 208 * 1024;
 static_assert(kMaxKeptBytes + sizeof(SampleShared) + 1024 <= 227 * 1024);
 
+constexpr int kCountThreads = 128;
+
 struct SampleArgs {
-  const float* logits;
-  int vocabulary;
-  int part;  // ids of a block, a multiple of 4
-  const SampleRow* params;
-  SampledRows output;
+  const float* logits = nullptr;
+  int vocabulary = 0;
+  int part = 0;  // ids of a block, a multiple of 4
+  const SampleRow* params = nullptr;
+  SampledRows output = {};
+  // Draws::kAdjusted only.
+  const int32_t* slot_of_row = nullptr;
+  const SampleSlot* slots = nullptr;
+  // Draws::kTargets only.
+  const int32_t* targets = nullptr;
+  int top = 0;
 };
+
+// What a kernel does with its rows: SampleRows, SampleAdjustedRows, TargetLogprobs.
+enum class Draws { kPlain, kAdjusted, kTargets };
+
+constexpr int PartOf(int vocabulary) {
+  return ((vocabulary + kSampleCluster - 1) / kSampleCluster + 3) / 4 * 4;
+}
 
 // The largest logit of this thread's ids, the first of equal ones.
 struct Largest {
@@ -79,17 +94,46 @@ class RowSampler {
         largest_(LogitOf(best)),
         bins_(largest_) {}
 
+  // As params say, without changes of the logits.
   __device__ void Run() {
-    Key token = best_;
-    if (params_.temperature > 0 && isfinite(largest_)) token = DrawToken();
+    const Key token = TakeToken();
     if (First()) args_.output.tokens[row_] = IdOf(token);
-    WriteLogprobs(token);
-    group_.Sync();  // no block leaves while others read its shared memory
+    if (params_.logprobs < 0) {
+      ClearLogprobs();
+    } else {
+      WriteLogprobs(LogitOf(token));
+    }
   }
 
- private:
+  __device__ Key TakeToken() {
+    return params_.temperature > 0 && isfinite(largest_) ? DrawToken() : best_;
+  }
+
+  // Of a token with this logit, and the top list. Returns the log of the sum of all.
+  __device__ double WriteLogprobs(float logit) {
+    ClearTopList();
+    const Weigher weigh(largest_, 1);
+    unsigned long long of_thread = 0;
+    part_.ForEach([&](float other, int) { of_thread += weigh.Units(other); });
+    const unsigned long long total = group_.OverCluster(of_thread, Sum());
+    const double log_sum =
+        isfinite(largest_)
+            ? largest_ + log(static_cast<double>(total) / static_cast<double>(1ull << kWeightBits))
+            : NAN;
+    if (First()) args_.output.logprobs[row_] = static_cast<float>(logit - log_sum);
+    const int wanted = min(min(params_.logprobs, kTopLogprobs), args_.vocabulary);
+    if (wanted > 0) WriteTopList(wanted, log_sum);
+    return log_sum;
+  }
+
+  __device__ void ClearLogprobs() {
+    ClearTopList();
+    if (First()) args_.output.logprobs[row_] = 0;
+  }
+
   __device__ bool First() const { return group_.rank() == 0 && threadIdx.x == 0; }
 
+ private:
   __device__ Key DrawToken() {
     const Weigher weigh(largest_, params_.temperature);
     Key least = 0;
@@ -156,32 +200,15 @@ class RowSampler {
     });
   }
 
-  __device__ void WriteLogprobs(Key token) {
-    const int64_t top = int64_t{row_} * kTopLogprobs;
-    if (group_.rank() == 0 && threadIdx.x < kTopLogprobs) {
-      args_.output.top_tokens[top + threadIdx.x] = -1;
-      args_.output.top_logprobs[top + threadIdx.x] = 0;
-    }
-    if (params_.logprobs < 0) {
-      if (First()) args_.output.logprobs[row_] = 0;
-      return;
-    }
-    const Weigher weigh(largest_, 1);
-    unsigned long long of_thread = 0;
-    part_.ForEach([&](float logit, int) { of_thread += weigh.Units(logit); });
-    const unsigned long long total = group_.OverCluster(of_thread, Sum());
-    const double log_sum =
-        isfinite(largest_)
-            ? largest_ + log(static_cast<double>(total) / static_cast<double>(1ull << kWeightBits))
-            : NAN;
-    if (First()) {
-      args_.output.logprobs[row_] = static_cast<float>(LogitOf(token) - log_sum);
-    }
-    const int wanted = min(min(params_.logprobs, kTopLogprobs), args_.vocabulary);
-    if (wanted > 0) WriteTopList(wanted, log_sum, top);
+  __device__ int64_t Top() const { return int64_t{row_} * kTopLogprobs; }
+
+  __device__ void ClearTopList() {
+    if (group_.rank() != 0 || threadIdx.x >= kTopLogprobs) return;
+    args_.output.top_tokens[Top() + threadIdx.x] = -1;
+    args_.output.top_logprobs[Top() + threadIdx.x] = 0;
   }
 
-  __device__ void WriteTopList(int wanted, double log_sum, int64_t top) {
+  __device__ void WriteTopList(int wanted, double log_sum) {
     using Counter = Selector<CountMeasure>;
     const Key least =
         wanted == args_.vocabulary
@@ -195,8 +222,8 @@ class RowSampler {
     const Key mine = list[threadIdx.x];
     int place = 0;
     for (int i = 0; i < wanted; ++i) place += list[i] > mine ? 1 : 0;
-    args_.output.top_tokens[top + place] = IdOf(mine);
-    args_.output.top_logprobs[top + place] = static_cast<float>(LogitOf(mine) - log_sum);
+    args_.output.top_tokens[Top() + place] = IdOf(mine);
+    args_.output.top_logprobs[Top() + place] = static_cast<float>(LogitOf(mine) - log_sum);
   }
 
   const SampleArgs& args_;
@@ -209,8 +236,69 @@ class RowSampler {
   const LogitBins bins_;
 };
 
+// Changes this block's part of a row, `from`, as the parameters say. `to` [of the part] is where
+// `from` reads, or takes a copy. For all threads of the block, with a barrier at either end.
+__device__ void AdjustPart(const RowPart& from, const SampleSlot& slot, const SampleRow& params,
+                           float* to) {
+  const int first = from.first();
+  const int size = from.size();
+  __syncthreads();
+  if (slot.adjusted != nullptr) {
+    from.ForEach([&](float logit, int id) { to[id - first] = logit; });
+    __syncthreads();
+  }
+  if (params.biased) {
+    for (int i = threadIdx.x; i < slot.num_biases; i += kSampleThreads) {
+      const int at = slot.bias_tokens[i] - first;
+      if (at >= 0 && at < size) to[at] = Comparable(to[at] + slot.biases[i]);
+    }
+    __syncthreads();
+  }
+  if (params.counted) {
+    for (int at = threadIdx.x; at < size; at += kSampleThreads) {
+      const TokenCount count = slot.counts[first + at];
+      if (count != 0) to[at] = Comparable(Penalized(to[at], count, params.penalties));
+    }
+    __syncthreads();
+  }
+  if (params.mask_ends) {
+    for (int i = threadIdx.x; i < slot.num_end_tokens; i += kSampleThreads) {
+      const int at = slot.end_tokens[i] - first;
+      if (at >= 0 && at < size) to[at] = -INFINITY;
+    }
+    __syncthreads();
+  }
+}
+
+// Log-probabilities are of the row as it is, and come before its logits change.
+__device__ void RunAdjusted(const SampleArgs& args, SampleGroup& group, const RowPart& part,
+                            const SampleRow& params, const SampleSlot& slot, int row, Key best,
+                            float* kept) {
+  double log_sum = 0;
+  {
+    RowSampler raw(args, group, part, params, row, best);
+    if (params.logprobs < 0) {
+      raw.ClearLogprobs();
+    } else {
+      log_sum = raw.WriteLogprobs(LogitOf(best));
+    }
+  }
+  float* to = slot.adjusted != nullptr ? slot.adjusted + part.first() : kept;
+  AdjustPart(part, slot, params, to);
+  const RowPart adjusted(to, false, part.first(), part.size());
+  Largest mine;
+  adjusted.ForEach([&](float logit, int id) { mine.Add(logit, id); });
+  RowSampler sampler(args, group, adjusted, params, row, group.OverCluster(mine.AsKey(), Larger()));
+  const int token = IdOf(sampler.TakeToken());
+  if (!sampler.First()) return;
+  args.output.tokens[row] = token;
+  if (params.logprobs < 0) return;
+  const float logit = Comparable(args.logits[int64_t{row} * args.vocabulary + token]);
+  args.output.logprobs[row] = static_cast<float>(logit - log_sum);
+}
+
 // Dynamic shared memory: the block's part of the row, if kKept. kBlocks share a multiprocessor.
-template <bool kKept, int kBlocks>
+template <Draws kDraws, bool kKept, int kBlocks>
 __global__ void __launch_bounds__(kSampleThreads, kBlocks) SampleKernel(SampleArgs args) {
   extern __shared__ __align__(16) float kept[];
   __shared__ SampleShared shared;
@@ -222,42 +310,103 @@ __global__ void __launch_bounds__(kSampleThreads, kBlocks) SampleKernel(SampleAr
   const float* logits = args.logits + int64_t{row} * args.vocabulary;
   const int first = min(group.rank() * args.part, args.vocabulary);
   const int size = min(args.part, args.vocabulary - first);
-  const SampleRow params = args.params[row];
+  SampleRow params;
+  if constexpr (kDraws == Draws::kTargets) {
+    params.logprobs = args.top;
+  } else {
+    params = args.params[row];
+  }
   const Largest mine = LoadPart(logits, first, size, kKept ? kept : nullptr);
   // Its barriers also order `kept`.
   const Key best = group.OverCluster(mine.AsKey(), Larger());
   const RowPart part(kKept ? kept : logits + first, !kKept, first, size);
-  RowSampler(args, group, part, params, row, best).Run();
+  if constexpr (kDraws == Draws::kTargets) {
+    RowSampler(args, group, part, params, row, best)
+        .WriteLogprobs(Comparable(logits[args.targets[row]]));
+  } else if (kDraws == Draws::kAdjusted && args.slot_of_row[row] >= 0 &&
+             (params.biased || params.counted || params.mask_ends)) {
+    RunAdjusted(args, group, part, params, args.slots[args.slot_of_row[row]], row, best, kept);
+  } else {
+    RowSampler(args, group, part, params, row, best).Run();
+  }
+  group.Sync();  // no block leaves while others read its shared memory
 }
 
-cudaError_t RaiseShared(void (*kernel)(SampleArgs)) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxKeptBytes);
+__global__ void __launch_bounds__(kCountThreads)
+    CountKernel(const int32_t* tokens, int n, const SampleRow* params, const int32_t* slot_of_row,
+                const SampleSlot* slots) {
+  PdlTrigger();
+  PdlWait();
+  const int row = static_cast<int>(blockIdx.x) * kCountThreads + static_cast<int>(threadIdx.x);
+  if (row >= n || slot_of_row[row] < 0 || !params[row].counted) return;
+  TokenCount& count = slots[slot_of_row[row]].counts[tokens[row]];
+  count = CountGenerated(count);
 }
 
-}  // namespace
-
-void SampleRows(const float* logits, int n, int vocabulary, const SampleRow* params,
-                const SampledRows& output, cudaStream_t stream) {
+template <Draws kDraws>
+void Launch(SampleArgs args, int n, cudaStream_t stream) {
   if (n == 0) return;
-  const int part = ((vocabulary + kSampleCluster - 1) / kSampleCluster + 3) / 4 * 4;
-  const SampleArgs args = {logits, vocabulary, part, params, output};
-  const int64_t kept_bytes = int64_t{part} * static_cast<int64_t>(sizeof(float));
+  args.part = PartOf(args.vocabulary);
   LaunchShape shape = {.grid = dim3(n * kSampleCluster),
                        .block = dim3(kSampleThreads),
                        .shared_bytes = 0,
                        .cluster = kSampleCluster};
-  if (kept_bytes > kMaxKeptBytes) {
-    LaunchDependent(SampleKernel<false, 1>, shape, stream, args);
+  if (!FitsSharedMemory(args.vocabulary)) {
+    LaunchDependent(SampleKernel<kDraws, false, 1>, shape, stream, args);
     return;
   }
-  shape.shared_bytes = kept_bytes;
+  shape.shared_bytes = args.part * sizeof(float);
   // Few rows have the multiprocessors to themselves, and may use all registers.
   const bool few = n * kSampleCluster <= NumMultiprocessors();
-  const auto kernel = few ? SampleKernel<true, 1> : SampleKernel<true, 2>;
-  static const cudaError_t raised[] = {RaiseShared(SampleKernel<true, 1>),
-                                       RaiseShared(SampleKernel<true, 2>)};
+  const auto raise = [](void (*kernel)(SampleArgs)) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxKeptBytes);
+  };
+  static const cudaError_t raised[] = {raise(SampleKernel<kDraws, true, 1>),
+                                       raise(SampleKernel<kDraws, true, 2>)};
   if (raised[few ? 0 : 1] != cudaSuccess) return;  // left for cudaGetLastError
-  LaunchDependent(kernel, shape, stream, args);
+  LaunchDependent(few ? SampleKernel<kDraws, true, 1> : SampleKernel<kDraws, true, 2>, shape,
+                  stream, args);
+}
+
+}  // namespace
+
+bool FitsSharedMemory(int vocabulary) {
+  return PartOf(vocabulary) * static_cast<int64_t>(sizeof(float)) <= kMaxKeptBytes;
+}
+
+void SampleRows(const float* logits, int n, int vocabulary, const SampleRow* params,
+                const SampledRows& output, cudaStream_t stream) {
+  Launch<Draws::kPlain>(
+      {.logits = logits, .vocabulary = vocabulary, .params = params, .output = output}, n, stream);
+}
+
+void SampleAdjustedRows(const float* logits, int n, int vocabulary, const SampleRow* params,
+                        const int32_t* slot_of_row, const SampleSlot* slots,
+                        const SampledRows& output, cudaStream_t stream) {
+  Launch<Draws::kAdjusted>({.logits = logits,
+                            .vocabulary = vocabulary,
+                            .params = params,
+                            .output = output,
+                            .slot_of_row = slot_of_row,
+                            .slots = slots},
+                           n, stream);
+}
+
+void TargetLogprobs(const float* logits, int n, int vocabulary, const int32_t* targets, int top,
+                    const SampledRows& output, cudaStream_t stream) {
+  Launch<Draws::kTargets>({.logits = logits,
+                           .vocabulary = vocabulary,
+                           .output = output,
+                           .targets = targets,
+                           .top = top},
+                          n, stream);
+}
+
+void CountSampled(const int32_t* tokens, int n, const SampleRow* params, const int32_t* slot_of_row,
+                  const SampleSlot* slots, cudaStream_t stream) {
+  if (n == 0) return;
+  LaunchDependent(CountKernel, {dim3((n + kCountThreads - 1) / kCountThreads), dim3(kCountThreads)},
+                  stream, tokens, n, params, slot_of_row, slots);
 }
 
 }  // namespace conclave::kernels::cuda

@@ -15,6 +15,10 @@
 // 2^-47 are never drawn here. A row with a logit that is not a number has log-probabilities here
 // (it counts as minus infinity there too).
 //
+// SampleAdjustedRows first changes logits as the rows' parameters say (biases, penalties, end
+// tokens of their slots; kernels/ops.h); log-probabilities stay those of the logits it is given.
+// Kernels of its own, so that steps without such a row cost nothing more.
+//
 // A cluster of 8 blocks takes a row and, up to 425,000 logits, keeps it in shared memory: one read.
 
 #include <cuda_runtime.h>
@@ -36,10 +40,28 @@ struct SampledRows {
   float* top_logprobs;  // [n, kTopLogprobs]
 };
 
+// Whether a row of so many logits is kept in shared memory.
+bool FitsSharedMemory(int vocabulary);
+
 // logits f32 [n, vocabulary], params [n], device memory. Enqueues on `stream`; a launch failure is
 // left for cudaGetLastError.
 void SampleRows(const float* logits, int n, int vocabulary, const SampleRow* params,
                 const SampledRows& output, cudaStream_t stream);
+
+// As SampleRows; row i uses slots[slot_of_row[i]] (none if that is negative). Slots of one call
+// differ. Device memory.
+void SampleAdjustedRows(const float* logits, int n, int vocabulary, const SampleRow* params,
+                        const int32_t* slot_of_row, const SampleSlot* slots,
+                        const SampledRows& output, cudaStream_t stream);
+
+// Counts tokens[i] in slots[slot_of_row[i]] for rows whose parameters say so.
+void CountSampled(const int32_t* tokens, int n, const SampleRow* params, const int32_t* slot_of_row,
+                  const SampleSlot* slots, cudaStream_t stream);
+
+// Log-probabilities of targets [n], device memory, and the top most likely ones. output.tokens is
+// not used.
+void TargetLogprobs(const float* logits, int n, int vocabulary, const int32_t* targets, int top,
+                    const SampledRows& output, cudaStream_t stream);
 
 }  // namespace conclave::kernels::cuda
 

@@ -107,6 +107,7 @@ class RowPart {
       : values_(values), raw_(raw), first_(first), size_(size) {}
 
   __device__ int first() const { return first_; }
+  __device__ int size() const { return size_; }
 
   // Calls visit(logit, id) for this thread's ids. Warps have consecutive stretches.
   template <typename Visit>

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/penalties.h"
+
 namespace conclave::kernels::cuda {
 
 // kernels::SampleParams as the device reads it: same meaning.
@@ -14,6 +16,22 @@ struct SampleRow {
   uint64_t seed = 0;
   int32_t position = 0;
   int32_t logprobs = -1;
+  bool biased = false;
+  bool counted = false;
+  bool mask_ends = false;
+  Penalties penalties = {};
+};
+
+// What SetSlotSampling gave a slot, device memory. Null, and no entries, before its first call.
+struct SampleSlot {
+  const int32_t* bias_tokens = nullptr;
+  const float* biases = nullptr;
+  const int32_t* end_tokens = nullptr;
+  int32_t num_biases = 0;
+  int32_t num_end_tokens = 0;
+  TokenCount* counts = nullptr;  // [vocabulary]
+  // [vocabulary], room for a row's changed logits; null where a row fits shared memory.
+  float* adjusted = nullptr;
 };
 
 }  // namespace conclave::kernels::cuda

@@ -56,7 +56,7 @@ StepShape StepGraphs::Begin(const StepBatch& batch) {
   shape.rows = shape.runs = shape.samples = bucket;
   shape.max_context = static_cast<int>(
       std::max(kSmallestContext, std::bit_ceil(static_cast<unsigned>(shape.max_context))));
-  current_ = &entries_[{batch.record_key, bucket, shape.max_context}];
+  current_ = &entries_[{batch.record_key, bucket, shape.max_context, shape.adjusts}];
   current_->last_step = ++steps_;
   if (current_->graph != nullptr) {
     use_ = Use::kReplay;

@@ -73,7 +73,8 @@ class StepGraphs {
 
   const int max_rows_;
   const bool record_;
-  std::map<std::tuple<uint64_t, int, int>, Entry> entries_;  // record key, rows, context
+  // Record key, rows, context, whether a row's logits are changed (another kernel samples then).
+  std::map<std::tuple<uint64_t, int, int, bool>, Entry> entries_;
   Entry* current_ = nullptr;
   Use use_ = Use::kEager;
   bool capturing_ = false;

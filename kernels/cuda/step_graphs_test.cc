@@ -48,6 +48,18 @@ TEST(StepGraphsBucketTest, NeverLessThanTheRowsAndFew) {
   EXPECT_EQ(buckets, 8 + 7 + 4 + 4 + 4);
 }
 
+// Of the same rows, but with another kernel that samples.
+TEST(StepGraphsBucketTest, StepsThatChangeLogitsAreRecordedApart) {
+  StepGraphs graphs(64, true);
+  Decode adjusted(4);
+  adjusted.params[2].counted = true;
+  graphs.Begin(Decode(4).batch());
+  EXPECT_TRUE(graphs.Begin(adjusted.batch()).adjusts);
+  EXPECT_EQ(graphs.use(), Use::kEager) << "the first of its kind";
+  EXPECT_FALSE(graphs.Begin(Decode(4).batch()).adjusts);
+  EXPECT_EQ(graphs.use(), Use::kRecord) << "the second of its kind";
+}
+
 TEST(StepGraphsBucketTest, OnlyStepsOfOneSampledTokenForEachRunAreRoundedUp) {
   StepGraphs graphs(64, true);
   EXPECT_EQ(graphs.Begin(Decode(9).batch()).rows, 16);

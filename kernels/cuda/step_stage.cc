@@ -35,6 +35,7 @@ StepShape ShapeOf(const StepBatch& batch) {
     shape.max_context = std::max(shape.max_context, run.start_position + run.rows);
     shape.max_run_rows = std::max(shape.max_run_rows, run.rows);
   }
+  for (const SampleParams& row : batch.sample_params) shape.adjusts |= row.adjusts();
   return shape;
 }
 
@@ -133,7 +134,13 @@ void StepStage::WriteSamples(const StepBatch& batch, const StepShape& shape) {
                  .min_p = from.min_p,
                  .seed = from.seed,
                  .position = from.position,
-                 .logprobs = from.logprobs};
+                 .logprobs = from.logprobs,
+                 .biased = from.biased,
+                 .counted = from.counted,
+                 .mask_ends = from.mask_ends,
+                 .penalties = {.repetition = from.repetition_penalty,
+                               .presence = from.presence_penalty,
+                               .frequency = from.frequency_penalty}};
   }
   const int padding = shape.samples - count;
   std::fill_n(rows + count, padding, 0);
@@ -165,7 +172,8 @@ StepView StepStage::Begin(const StepBatch& batch, const StepShape& shape, cudaSt
           .sample_rows = device<int32_t>(layout_.sample_rows),
           .sample_params = device<SampleRow>(layout_.sample_params),
           .sample_slots = device<int32_t>(layout_.sample_slots),
-          .samples = shape.samples};
+          .samples = shape.samples,
+          .adjusts = shape.adjusts};
 }
 
 const void* StepStage::Put(const void* host_data, int64_t bytes, cudaStream_t stream) {

@@ -39,6 +39,7 @@ struct StepShape {
   int samples = 0;
   int max_context = 0;
   int max_run_rows = 0;
+  bool adjusts = false;  // some sampled row's logits are changed
 };
 // The batch's own.
 StepShape ShapeOf(const StepBatch& batch);

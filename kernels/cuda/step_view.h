@@ -42,6 +42,7 @@ struct StepView {
   const SampleRow* sample_params = nullptr;  // [samples]
   const int32_t* sample_slots = nullptr;     // [samples] -1: none
   int samples = 0;                           // launched, a host-side bound too
+  bool adjusts = false;                      // the host's too: some sampled row's logits change
 };
 
 }  // namespace conclave::kernels::cuda

@@ -97,6 +97,59 @@ TEST_F(CommandTest, GenerateJsonHasTokensTextFinishAndUsage) {
   }
 }
 
+// What a client asks without an option, cut by hand, is what it gets with the option.
+TEST_F(CommandTest, GenerateStopsAtAStringAndEchoesThePrompt) {
+  const std::vector<std::string> args = {"generate",     "--prompt", "Hello", "--max-tokens",  "24",
+                                         "--ignore-eos", "--seed",   "7",     "--temperature", "1",
+                                         "--json"};
+  const Json whole = LastLine(Call(args).out);
+  const std::string text = whole["text"];
+  ASSERT_GT(text.size(), 12u);
+  // Two characters from the middle: the demo's random text is not all ASCII, nor all UTF-8.
+  const auto ascii = [](char byte) { return byte > ' '; };
+  const auto middle = text.begin() + static_cast<int64_t>(text.size() / 3);
+  const auto at =
+      std::adjacent_find(middle, text.end(), [&](char a, char b) { return ascii(a) && ascii(b); });
+  ASSERT_NE(at, text.end()) << text;
+  const std::string stop(at, at + 2);
+  std::vector<std::string> stopping = args;
+  stopping.insert(stopping.end(),
+                  {"--stop-string", stop, "--echo", "--prompt-logprobs", "1", "--logprobs", "0"});
+  const CommandResult result = Call(stopping);
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json json = LastLine(result.out);
+  EXPECT_EQ(json["finish_reason"], "stop");
+  EXPECT_EQ(json["stop_string"], stop);
+  EXPECT_EQ(json["text"], text.substr(0, text.find(stop)));
+  const size_t count = json["tokens"].size();
+  EXPECT_LT(count, 24u);
+  EXPECT_EQ(json["usage"]["completion_tokens"], count);
+  EXPECT_EQ(json["tokens"],
+            Json(std::vector<Json>(whole["tokens"].begin(), whole["tokens"].begin() + count)));
+  EXPECT_EQ(json["prompt"]["text"], "Hello");
+  EXPECT_EQ(json["prompt_logprobs"].size() + 1, json["prompt"]["tokens"].size());
+}
+
+TEST_F(CommandTest, GeneratePenalizesAndBiases) {
+  const auto tokens = [](std::vector<std::string> options) {
+    std::vector<std::string> args = {"generate", "--tokens",      "1,2,3", "--max-tokens", "32",
+                                     "--json",   "--temperature", "0",     "--ignore-eos"};
+    args.insert(args.end(), options.begin(), options.end());
+    const CommandResult result = Call(args);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return LastLine(result.out)["tokens"].get<std::vector<int>>();
+  };
+  const std::vector<int> plain = tokens({});
+  EXPECT_EQ(tokens({"--logit-bias", "77:100"}), std::vector<int>(32, 77));
+  const std::vector<int> banned = tokens({"--logit-bias", std::to_string(plain[0]) + ":-100"});
+  EXPECT_EQ(std::count(banned.begin(), banned.end(), plain[0]), 0);
+  // With the largest penalties nothing comes twice, not even a token that was forced.
+  const std::vector<int> distinct =
+      tokens({"--logit-bias", "77:20", "--repetition-penalty", "100", "--presence-penalty", "2"});
+  EXPECT_EQ(distinct[0], 77);
+  EXPECT_EQ(std::count(distinct.begin(), distinct.end(), 77), 1);
+}
+
 TEST_F(CommandTest, GenerateFromTextRepeatsWithItsSeed) {
   const std::vector<std::string> args = {"generate", "--prompt",      "Hello", "--max-tokens",
                                          "12",       "--temperature", "1",     "--seed",
