@@ -18,7 +18,7 @@ class InstantRuntime final : public worker::RankRuntime {
   // Samples the same token for every chunk that wants one.
   absl::StatusOr<internal::v1::StepResult> Step(const internal::v1::StepPlan& plan) override;
   internal::v1::RankStats Stats() override { return {}; }
-  void End() override {}
+  void End(bool) override {}
   void Abort(worker::Generation) override {}
 
   // Any thread: times (WallSeconds) at which the plans with `sequences` sampled tokens came, since

@@ -72,8 +72,8 @@ class CliTest : public testing::Test {
 };
 
 TEST(CliUsageTest, EverySubcommandHasHelpWithAnExample) {
-  for (const char* name :
-       {"serve", "generate", "classify", "tokenize", "status", "bench", "plan", "doctor"}) {
+  for (const char* name : {"serve", "generate", "classify", "tokenize", "status", "rebalance",
+                           "bench", "plan", "doctor"}) {
     const CommandResult result = RunConclave({name, "--help"});
     EXPECT_EQ(result.code, kExitOk) << name;
     EXPECT_THAT(result.out, HasSubstr("Example")) << name;
@@ -376,6 +376,36 @@ TEST_F(CliTest, StatusShowsRanksAndCounters) {
   const CommandResult json = Run({"status", "--json"});
   EXPECT_EQ(Json::parse(json.out)["ranks"][0]["pid"], 4321);
   EXPECT_EQ(std::count(json.out.begin(), json.out.end(), '\n'), 1);
+}
+
+TEST_F(CliTest, RebalanceSaysWhatMovedAndWhatItGained) {
+  v1::RebalanceResponse& answer = server_.answers.rebalance;
+  answer.set_epoch(4);
+  answer.set_seconds(1.25);
+  for (const double before : {3.0, 2.0}) {
+    answer.add_layers()->set_imbalance_before(before);
+    answer.mutable_layers(answer.layers_size() - 1)->set_imbalance_after(1.1);
+  }
+  answer.add_ranks()->set_held(40);
+  answer.add_ranks()->set_gained(3);
+  answer.mutable_ranks(1)->set_loaded_bytes(5 << 20);
+  const CommandResult human = Run({"rebalance", "--replicas", "8"});
+  EXPECT_EQ(human.code, kExitOk) << human.err;
+  EXPECT_EQ(server_.requests.rebalance.replicas(), 8u);
+  EXPECT_FALSE(server_.requests.rebalance.dry_run());
+  for (const char* text : {"2.50 -> 1.10", "3.00 -> 1.10", "1.25 s, epoch 4", "40", "5.0 MiB"}) {
+    EXPECT_THAT(human.out, HasSubstr(text));
+  }
+  answer.set_seconds(0);
+  const CommandResult json = Run({"rebalance", "--dry-run", "--json"});
+  EXPECT_TRUE(server_.requests.rebalance.dry_run());
+  EXPECT_EQ(server_.requests.rebalance.replicas(), 0u);
+  EXPECT_EQ(Json::parse(json.out)["ranks"][1]["gained"], 3);
+  EXPECT_THAT(Run({"rebalance", "--dry-run"}).out, HasSubstr("nothing was moved"));
+  server_.answers.status = {grpc::StatusCode::FAILED_PRECONDITION, "no expert load"};
+  const CommandResult failed = Run({"rebalance"});
+  EXPECT_EQ(failed.code, kExitError);
+  EXPECT_THAT(failed.err, HasSubstr("conclave rebalance: FAILED_PRECONDITION: no expert load"));
 }
 
 TEST(CliPlanTest, EveryExpertHasARankAndBytesAddUp) {

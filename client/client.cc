@@ -153,6 +153,12 @@ absl::StatusOr<v1::GetClusterResponse> Client::GetCluster(const CallOptions& opt
   return Unary<Service>(channel_, &Service::Stub::GetCluster, v1::GetClusterRequest(), options);
 }
 
+absl::StatusOr<v1::RebalanceResponse> Client::Rebalance(const v1::RebalanceRequest& request,
+                                                        const CallOptions& options) {
+  using Service = v1::ClusterService;
+  return Unary<Service>(channel_, &Service::Stub::Rebalance, request, options);
+}
+
 absl::StatusOr<bool> Client::Serving(const CallOptions& options) {
   using Service = grpc::health::v1::Health;
   const auto response = Unary<Service>(channel_, &Service::Stub::Check,

@@ -88,6 +88,8 @@ class Client {
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
                                                     const CallOptions& options = {});
   absl::StatusOr<v1::GetClusterResponse> GetCluster(const CallOptions& options = {});
+  absl::StatusOr<v1::RebalanceResponse> Rebalance(const v1::RebalanceRequest& request,
+                                                  const CallOptions& options = {});
 
   // grpc.health.v1: whether requests are accepted now.
   absl::StatusOr<bool> Serving(const CallOptions& options = {});

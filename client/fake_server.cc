@@ -79,6 +79,12 @@ class FakeServer::Cluster final : public v1::ClusterService::Service {
     *response = fake_->answers.cluster;
     return fake_->answers.status;
   }
+  grpc::Status Rebalance(grpc::ServerContext* /*context*/, const v1::RebalanceRequest* request,
+                         v1::RebalanceResponse* response) override {
+    fake_->requests.rebalance = *request;
+    *response = fake_->answers.rebalance;
+    return fake_->answers.status;
+  }
 
  private:
   FakeServer* fake_;

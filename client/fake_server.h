@@ -37,6 +37,7 @@ struct FakeAnswers {
   v1::GetModelResponse model;
   v1::TokenizeResponse tokenize;
   v1::GetClusterResponse cluster;
+  v1::RebalanceResponse rebalance;
 };
 
 // The last request of each kind.
@@ -45,6 +46,7 @@ struct FakeRequests {
   v1::ClassifySequenceRequest sequence;
   v1::ClassifyTokensRequest tokens;
   v1::TokenizeRequest tokenize;
+  v1::RebalanceRequest rebalance;
 };
 
 class FakeServer {

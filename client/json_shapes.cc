@@ -57,6 +57,9 @@ Json RankJson(const v1::Rank& rank) {
           {"wait_seconds", rank.wait_seconds()},
           {"dispatched_copies", rank.dispatched_copies()},
           {"exchange_bytes", rank.exchange_bytes()},
+          {"copies_to_rank", rank.copies_to_rank()},
+          {"bytes_to_rank", rank.bytes_to_rank()},
+          {"loaded_bytes", rank.loaded_bytes()},
           {"mxfp4_launches", rank.mxfp4_launches()}};
 }
 
@@ -151,6 +154,25 @@ Json TokensJson(const v1::TokenClassification& result) {
                      {"text", span.text()}});
   }
   return {{"tokens", std::move(tokens)}, {"spans", std::move(spans)}};
+}
+
+Json RebalanceJson(const v1::RebalanceResponse& response) {
+  Json layers = Json::array();
+  for (const auto& layer : response.layers()) {
+    layers.push_back({{"imbalance_before", layer.imbalance_before()},
+                      {"imbalance_after", layer.imbalance_after()}});
+  }
+  Json ranks = Json::array();
+  for (const auto& moves : response.ranks()) {
+    ranks.push_back({{"held", moves.held()},
+                     {"gained", moves.gained()},
+                     {"dropped", moves.dropped()},
+                     {"loaded_bytes", moves.loaded_bytes()}});
+  }
+  return {{"epoch", response.epoch()},
+          {"seconds", response.seconds()},
+          {"layers", std::move(layers)},
+          {"ranks", std::move(ranks)}};
 }
 
 Json ClusterJson(const v1::GetClusterResponse& cluster) {

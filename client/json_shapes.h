@@ -28,6 +28,7 @@ Json GenerationJson(const v1::GenerateResponse& all, bool with_logprobs);
 Json SequenceJson(const v1::SequenceClassification& result);
 Json TokensJson(const v1::TokenClassification& result);
 Json ClusterJson(const v1::GetClusterResponse& cluster);
+Json RebalanceJson(const v1::RebalanceResponse& response);
 
 }  // namespace conclave::client
 

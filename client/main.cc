@@ -13,6 +13,7 @@
 #include "client/exit_code.h"
 #include "client/generate_command.h"
 #include "client/plan_command.h"
+#include "client/rebalance_command.h"
 #include "client/serve_command.h"
 #include "client/status_command.h"
 #include "client/tokenize_command.h"
@@ -43,6 +44,7 @@ int Main(int argc, char** argv) {
   AddClassifyCommand(app, &run);
   AddTokenizeCommand(app, &run);
   AddStatusCommand(app, &run);
+  AddRebalanceCommand(app, &run);
   AddBenchCommand(app, &run);
   AddPlanCommand(app, &run);
   AddDoctorCommand(app, &run);

@@ -76,8 +76,9 @@ RankMemory MemoryOf(const ClusterOptions& options, const ClusterMember& member) 
 }  // namespace
 
 internal::v1::Assignment MakeAssignment(const ClusterOptions& options, uint64_t epoch,
-                                        const internal::v1::CacheShape& cache) {
+                                        const internal::v1::CacheShape& cache, bool continues) {
   internal::v1::Assignment assignment;
+  assignment.set_continues(continues);
   assignment.set_epoch(epoch);
   assignment.set_dp(options.shape.dp);
   assignment.set_tp(options.shape.tp);
@@ -106,6 +107,20 @@ absl::StatusOr<internal::v1::CacheShape> FitMembers(const ClusterOptions& option
   for (const ClusterMember* member : by_rank) memory.push_back(MemoryOf(options, *member));
   const bool cuda = !memory.empty() && memory.front().cuda;
   return FitMemory(Needs(options, cuda), memory, options.kv_cache_bytes);
+}
+
+absl::Status FitMoves(const ClusterOptions& options, std::span<const ClusterMember* const> by_rank,
+                      std::span<const RankMoves> moves) {
+  std::vector<RankMemory> memory;
+  std::vector<int64_t> more;
+  for (size_t rank = 0; rank < by_rank.size(); ++rank) {
+    memory.push_back(MemoryOf(options, *by_rank[rank]));
+    const RankMoves& move = moves[rank];
+    const int experts = std::max(0, move.gained - move.dropped) + move.most_in_a_layer;
+    const bool own = memory.back().cuda || WeightsArePrivate(options);
+    more.push_back(own ? experts * options.expert_bytes : 0);
+  }
+  return CheckRoom(memory, more);
 }
 
 }  // namespace conclave::coordinator

@@ -151,6 +151,7 @@ void Cluster::OnReady(ClusterMember& member, const internal::v1::Ready& ready) {
     if (other.rank >= 0 && !other.ready.has_value()) return;
   }
   state_ = v1::READY;
+  previous_placement_.reset();
   faults_in_a_row_ = 0;
   base::Log().info("event=epoch_ready epoch={} world={}", epoch_, world());
 }
@@ -211,7 +212,7 @@ void Cluster::TryForm() {
   const absl::StatusOr<internal::v1::CacheShape> cache =
       FitMembers(options_, {by_rank.begin(), by_rank.end()});
   if (!cache.ok()) return RefuseToForm(cache.status());
-  BeginEpoch(by_rank, *cache);
+  BeginEpoch(by_rank, *cache, /*continues=*/false);
 }
 
 // Members by rank; the rest are spares.
@@ -228,19 +229,33 @@ std::vector<ClusterMember*> Cluster::ChooseRanks() {
   return by_rank;
 }
 
+void Cluster::Continue(model::Placement placement) {
+  CONCLAVE_CHECK(state_ == v1::READY);
+  std::vector<ClusterMember*> by_rank(world(), nullptr);
+  for (auto& [id, member] : members_) {
+    if (member.rank >= 0) by_rank[member.rank] = &member;
+  }
+  previous_placement_ = options_.placement;
+  ReplacePlacement(std::move(placement), options_);
+  BeginEpoch(by_rank, internal::v1::CacheShape(cache_), /*continues=*/true);
+}
+
 void Cluster::BeginEpoch(const std::vector<ClusterMember*>& by_rank,
-                         const internal::v1::CacheShape& cache) {
+                         const internal::v1::CacheShape& cache, bool continues) {
   state_ = v1::LOADING;
   cache_ = cache;
+  continues_ = continues;
   rendezvous_.BeginEpoch(++epoch_);
-  problem_ = "the workers are loading the model";
+  problem_ =
+      continues ? "experts are moving between the ranks" : "the workers are loading the model";
   refusal_logged_ = false;
-  base::Log().info("event=epoch_begins epoch={} dp={} tp={} full_blocks={} sliding_blocks={}",
-                   epoch_, options_.shape.dp, options_.shape.tp, cache.full_blocks(),
-                   cache.sliding_blocks());
+  base::Log().info(
+      "event=epoch_begins epoch={} dp={} tp={} full_blocks={} sliding_blocks={} continues={}",
+      epoch_, options_.shape.dp, options_.shape.tp, cache.full_blocks(), cache.sliding_blocks(),
+      continues);
   for (auto& [id, member] : members_) member.rank = -1;
   internal::v1::CoordinatorMessage message;
-  *message.mutable_assignment() = MakeAssignment(options_, epoch_, cache);
+  *message.mutable_assignment() = MakeAssignment(options_, epoch_, cache, continues);
   for (int rank = 0; rank < world(); ++rank) {
     ClusterMember& member = *by_rank[rank];
     member.rank = rank;
@@ -258,6 +273,9 @@ void Cluster::EndEpoch(const std::string& why) {
   state_ = v1::RECOVERING;
   problem_ = why;
   last_end_ = why;
+  if (previous_placement_.has_value()) {
+    ReplacePlacement(*std::exchange(previous_placement_, std::nullopt), options_);
+  }
   rendezvous_.EndEpoch();
   internal::v1::CoordinatorMessage message;
   message.mutable_end_epoch()->set_epoch(epoch_);

@@ -12,6 +12,10 @@
 //
 // Each LOADING begins a new epoch; leaving LOADING or READY ends it for every rank. A worker keeps
 // its rank where it can. Workers beyond the world wait as spares, and replace one that is lost.
+//
+// Continue leads from READY to LOADING too: an epoch that goes on with the sequences of the one
+// before, on the same workers, with other experts. If it fails before it is READY, the next has the
+// old placement.
 
 #include <cstdint>
 #include <functional>
@@ -29,6 +33,7 @@
 #include "coordinator/rendezvous.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/worker_link.h"
+#include "model/placement.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
 #include "proto/conclave/v1/cluster.pb.h"
 
@@ -55,6 +60,11 @@ class Cluster {
 
   // Ends the epoch and every stream; the cluster is of no use afterwards.
   void Shutdown();
+
+  // Begins such an epoch. State READY; every plan has been answered.
+  void Continue(model::Placement placement);
+  // The current epoch is one.
+  bool continues() const { return in_epoch() && continues_; }
 
   // To every rank. State READY.
   void Send(const WorldPlan& plan);
@@ -99,14 +109,14 @@ class Cluster {
 
   void TryForm();
   std::vector<ClusterMember*> ChooseRanks();
-  void BeginEpoch(const std::vector<ClusterMember*>& by_rank,
-                  const internal::v1::CacheShape& cache);
+  void BeginEpoch(const std::vector<ClusterMember*>& by_rank, const internal::v1::CacheShape& cache,
+                  bool continues);
   void EndEpoch(const std::string& why);
   void EndEpochAfterFault(const std::string& why);
   void RefuseToForm(const absl::Status& why);
   void DropSilent(absl::Time now, absl::Duration pause);
 
-  const ClusterOptions options_;
+  ClusterOptions options_;  // constant but for Continue's placement
   Rendezvous& rendezvous_;
   const base::Clock& clock_;
   const absl::Duration heartbeat_limit_;
@@ -114,6 +124,8 @@ class Cluster {
   v1::ClusterState state_ = v1::FORMING;
   uint64_t epoch_ = 0;
   internal::v1::CacheShape cache_;
+  bool continues_ = false;                              // the last epoch begun
+  std::optional<model::Placement> previous_placement_;  // until Continue's epoch is READY
   std::map<WorkerId, Stranger> unregistered_;
   std::map<WorkerId, ClusterMember> members_;  // by registration: ids rise
   std::string problem_;

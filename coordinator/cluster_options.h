@@ -25,10 +25,11 @@ struct ClusterOptions {
   model::Config config;
   std::vector<Head> heads;
 
-  // Filled by PlanModel: where the experts go, the bytes each rank reads [world], and the bytes of
-  // the whole checkpoint.
+  // Filled by PlanModel: where the experts go, the bytes each rank reads [world], those of one
+  // expert of one layer among them, and the bytes of the whole checkpoint.
   model::Placement placement;
   std::vector<int64_t> weight_bytes;
+  int64_t expert_bytes = 0;
   int64_t model_bytes = 0;
   // On the CPU, experts in the transposed bf16 layout are copied to private memory; other files are
   // served from their map.
@@ -49,6 +50,9 @@ struct ClusterOptions {
 // Balanced placement of `checkpoint` over options.shape. INVALID_ARGUMENT when the shape cannot
 // hold the model (model::CheckShape).
 absl::Status PlanModel(const model::Checkpoint& checkpoint, ClusterOptions& options);
+
+// Another placement of the same experts, and what each rank then reads.
+void ReplacePlacement(model::Placement placement, ClusterOptions& options);
 
 }  // namespace conclave::coordinator
 

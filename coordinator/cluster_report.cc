@@ -53,6 +53,7 @@ void AddRank(const Cluster& cluster, const ClusterMember& member, v1::Rank& rank
     rank.set_expert_format(member.ready->resident_format());
     rank.mutable_memory()->set_weight_bytes(member.ready->weight_bytes());
     rank.mutable_memory()->set_kv_bytes(member.ready->kv_bytes());
+    rank.set_loaded_bytes(member.ready->loaded_bytes());
   }
   rank.set_compute_seconds(member.stats.compute_seconds());
   rank.set_exchange_seconds(member.stats.exchange_seconds());
@@ -60,6 +61,8 @@ void AddRank(const Cluster& cluster, const ClusterMember& member, v1::Rank& rank
   rank.set_dispatched_copies(member.stats.dispatched_copies());
   rank.set_exchange_bytes(member.stats.exchange_bytes());
   rank.set_mxfp4_launches(member.stats.mxfp4_launches());
+  *rank.mutable_copies_to_rank() = member.stats.copies_to_rank();
+  *rank.mutable_bytes_to_rank() = member.stats.bytes_to_rank();
   AddLayers(options.placement, member, rank);
 }
 

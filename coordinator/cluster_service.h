@@ -7,9 +7,10 @@
 
 namespace conclave::coordinator {
 
-// The state of the group, as the engine reports it.
+// The state of the group, as the engine reports it, and what operators may have it do.
 class ClusterServiceImpl final
-    : public v1::ClusterService::WithRawCallbackMethod_GetCluster<v1::ClusterService::Service> {
+    : public v1::ClusterService::WithRawCallbackMethod_GetCluster<
+          v1::ClusterService::WithRawCallbackMethod_Rebalance<v1::ClusterService::Service>> {
  public:
   explicit ClusterServiceImpl(Engine& engine) : engine_(engine) {}  // borrowed
 
@@ -21,6 +22,23 @@ class ClusterServiceImpl final
           *reply = engine_.Snapshot();
           return absl::OkStatus();
         });
+  }
+
+  // Answered when the experts have moved, which goes on if the caller leaves.
+  grpc::ServerUnaryReactor* Rebalance(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* bytes,
+                                      grpc::ByteBuffer* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    v1::RebalanceRequest request;
+    if (const absl::Status parsed = ParseRequest(*bytes, &request); !parsed.ok()) {
+      reactor->Finish(base::ToGrpc(parsed));
+      return reactor;
+    }
+    engine_.Rebalance(request, [reactor, response](absl::StatusOr<v1::RebalanceResponse> result) {
+      if (result.ok()) *response = SerializeResponse(*result);
+      reactor->Finish(base::ToGrpc(result.status()));
+    });
+    return reactor;
   }
 
  private:

@@ -369,6 +369,8 @@ TEST(ClusterReport, ShowsRanksExpertsLoadAndProgress) {
   internal::v1::RankStats& stats = *heartbeat.mutable_heartbeat()->mutable_stats();
   for (int i = 0; i < 4; ++i) stats.add_expert_load(10 + i);
   stats.set_dispatched_copies(7);
+  for (const int part : {7, 0}) stats.add_copies_to_rank(part);
+  for (const int part : {700, 0}) stats.add_bytes_to_rank(part);
   group.cluster.OnMessage(second, heartbeat);
   scheduler.BeginEpoch(1, group.cluster.cache());
 
@@ -384,6 +386,8 @@ TEST(ClusterReport, ShowsRanksExpertsLoadAndProgress) {
   EXPECT_EQ(rank.expert_format(), "mxfp4");
   EXPECT_EQ(rank.memory().kv_bytes(), 1u << 16);
   EXPECT_EQ(rank.dispatched_copies(), 7u);
+  EXPECT_THAT(rank.copies_to_rank(), ElementsAre(7u, 0u));
+  EXPECT_THAT(rank.bytes_to_rank(), ElementsAre(700u, 0u));
   ASSERT_EQ(rank.layers_size(), 2);
   EXPECT_THAT(rank.layers(0).experts(), ElementsAre(2u, 3u));
   EXPECT_THAT(rank.layers(0).load(), ElementsAre(10u, 11u));

@@ -94,6 +94,7 @@ inline ClusterOptions SmallClusterOptions(const model::ParallelShape& shape) {
   }
   options.placement.layers = {layer, layer};
   options.weight_bytes.assign(shape.world(), 1 << 20);
+  options.expert_bytes = 1 << 16;
   options.model_bytes = 1 << 20;
   options.max_step_tokens = 64;
   options.prefill_chunk = 32;

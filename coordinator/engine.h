@@ -9,6 +9,7 @@
 //   ... sink->OnTokens(...) zero or more times, then sink->OnEnd(...) exactly once ...
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -126,6 +127,11 @@ class Engine {
 
   // The request ends with kCancelled unless it has ended already. Unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;
+
+  // Moves experts, as ClusterService.Rebalance says. `done` is called once, by any thread; it must
+  // not block and must not call the engine.
+  using RebalanceDone = std::function<void(absl::StatusOr<v1::RebalanceResponse>)>;
+  virtual void Rebalance(const v1::RebalanceRequest& request, RebalanceDone done) = 0;
 
   // State, ranks and counters, as ClusterService reports them.
   virtual v1::GetClusterResponse Snapshot() = 0;

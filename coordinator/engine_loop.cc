@@ -76,7 +76,8 @@ EngineLoop::EngineLoop(EngineOptions options, SchedulerOptions scheduler_options
     : clock_(clock),
       scheduler_options_(std::move(scheduler_options)),
       cluster_(std::move(options.cluster), rendezvous_, clock),
-      scheduler_(scheduler_options_, clock) {
+      scheduler_(scheduler_options_, clock),
+      rebalancer_(cluster_, scheduler_, clock) {
   Publish();
   {
     absl::MutexLock lock(&mutex_);
@@ -121,6 +122,11 @@ absl::StatusOr<RequestId> EngineLoop::Submit(Request request) {
 
 void EngineLoop::Cancel(RequestId id) { mailbox_.Post(CancelMessage{.id = id}); }
 
+void EngineLoop::Rebalance(const v1::RebalanceRequest& request, RebalanceDone done) {
+  if (mailbox_.Post(RebalanceMessage{.request = request, .done = done})) return;
+  done(absl::UnavailableError("the coordinator stops"));
+}
+
 v1::GetClusterResponse EngineLoop::Snapshot() {
   auto reply = std::make_shared<SnapshotReply>();
   if (mailbox_.Post(SnapshotMessage{.reply = reply})) {
@@ -162,11 +168,13 @@ void EngineLoop::Run() {
     // Silence is judged only when everything that was said has been heard.
     if (Drain()) cluster_.Tick();
     FollowCluster();
+    rebalancer_.Advance();
     scheduler_.Expire();
     SendPlans();
     Publish();
   }
   mailbox_.Close();
+  rebalancer_.Fail(absl::UnavailableError("the coordinator stops"));
   scheduler_.FailAll(absl::UnavailableError("the coordinator stops"));
   cluster_.Shutdown();
   while (!mailbox_.closed()) Drain();  // ends what was submitted meanwhile
@@ -237,6 +245,11 @@ void EngineLoop::Handle(SnapshotMessage& message) {
   message.reply->done = true;
 }
 
+void EngineLoop::Handle(RebalanceMessage& message) {
+  if (stopping_) return message.done(absl::UnavailableError("the coordinator stops"));
+  rebalancer_.Begin(message.request, std::move(message.done));
+}
+
 void EngineLoop::Handle(StopMessage&) { stopping_ = true; }
 
 void EngineLoop::HandleResult(WorkerId worker, const internal::v1::StepResult& result) {
@@ -249,9 +262,14 @@ void EngineLoop::HandleResult(WorkerId worker, const internal::v1::StepResult& r
   FollowCluster();
 }
 
-// The scheduler's epoch is the cluster's, as long as that is READY.
+// The scheduler's epoch is the cluster's, as long as that is READY, or is about to continue it.
 void EngineLoop::FollowCluster() {
   const bool ready = cluster_.state() == v1::READY;
+  if (scheduler_.in_epoch() && cluster_.continues() && cluster_.epoch() == scheduled_epoch_ + 1) {
+    if (!ready) return;
+    scheduled_epoch_ = cluster_.epoch();
+    scheduler_.ContinueEpoch(scheduled_epoch_);
+  }
   if (scheduler_.in_epoch() && (!ready || cluster_.epoch() != scheduled_epoch_)) {
     scheduler_.FailAll(absl::UnavailableError(fmt::format(
         "the group of workers was lost: {}; what was sent until now is a prefix of the output",

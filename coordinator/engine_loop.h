@@ -26,6 +26,7 @@
 #include "coordinator/engine.h"
 #include "coordinator/exchange_policy.h"
 #include "coordinator/progress.h"
+#include "coordinator/rebalancer.h"
 #include "coordinator/rendezvous.h"
 #include "coordinator/request_limits.h"
 #include "coordinator/scheduler.h"
@@ -59,6 +60,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
   // Engine.
   absl::StatusOr<RequestId> Submit(Request request) override;
   void Cancel(RequestId id) override;
+  void Rebalance(const v1::RebalanceRequest& request, RebalanceDone done) override;
   v1::GetClusterResponse Snapshot() override;
   bool Serving() override;
 
@@ -102,9 +104,13 @@ class EngineLoop final : public Engine, public WorkerEvents {
   struct SnapshotMessage {
     std::shared_ptr<SnapshotReply> reply;
   };
+  struct RebalanceMessage {
+    v1::RebalanceRequest request;
+    RebalanceDone done;
+  };
   struct StopMessage {};
   using Message = std::variant<SubmitMessage, CancelMessage, JoinedMessage, SaidMessage,
-                               GoneMessage, SnapshotMessage, StopMessage>;
+                               GoneMessage, SnapshotMessage, RebalanceMessage, StopMessage>;
 
   // What other threads may know without asking the loop.
   struct Published {
@@ -128,6 +134,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
   void Handle(SaidMessage& message);
   void Handle(GoneMessage& message);
   void Handle(SnapshotMessage& message);
+  void Handle(RebalanceMessage& message);
   void Handle(StopMessage& message);
   void HandleResult(WorkerId worker, const internal::v1::StepResult& result);
   void FollowCluster();
@@ -151,6 +158,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
   // Of the loop's thread.
   Cluster cluster_;
   Scheduler scheduler_;
+  Rebalancer rebalancer_;
   uint64_t scheduled_epoch_ = 0;
   bool stopping_ = false;
   size_t unheard_ = 0;  // of the messages that waited when all before them had been heard

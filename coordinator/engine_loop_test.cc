@@ -34,8 +34,13 @@ class FakeWorker : public WorkerLink {
     if (message.has_assignment()) {
       rank_ = message.assignment().rank();
       epoch_ = message.assignment().epoch();
-      Load(message.assignment().cache());
-      engine_.OnWorkerMessage(id_, ReadyMessage(epoch_));
+      if (message.assignment().continues()) {
+        executor_->Continue();
+      } else {
+        Load(message.assignment().cache());
+      }
+      assignments_.push_back(message.assignment());
+      if (!loading_) engine_.OnWorkerMessage(id_, ReadyMessage(epoch_));
     } else if (message.has_step_plan()) {
       plans_.push_back(std::move(*message.mutable_step_plan()));
       while (!holding_ && !plans_.empty()) AnswerOldest();
@@ -62,6 +67,20 @@ class FakeWorker : public WorkerLink {
     absl::MutexLock lock(&mutex_);
     const auto there = [this] { return !plans_.empty(); };
     return mutex_.AwaitWithTimeout(absl::Condition(&there), kPatience);
+  }
+  // The next assignments are not loaded before LoadNow.
+  void HoldLoading() {
+    absl::MutexLock lock(&mutex_);
+    loading_ = true;
+  }
+  void LoadNow() {
+    absl::MutexLock lock(&mutex_);
+    loading_ = false;
+    engine_.OnWorkerMessage(id_, ReadyMessage(epoch_));
+  }
+  std::vector<internal::v1::Assignment> assignments() {
+    absl::MutexLock lock(&mutex_);
+    return assignments_;
   }
   bool closed() {
     absl::MutexLock lock(&mutex_);
@@ -95,6 +114,8 @@ class FakeWorker : public WorkerLink {
   const ClusterOptions options_;
   absl::Mutex mutex_;  // guards all below
   bool holding_ = false;
+  bool loading_ = false;
+  std::vector<internal::v1::Assignment> assignments_;
   bool closed_ = false;
   int rank_ = 0;
   uint64_t epoch_ = 0;
@@ -154,6 +175,42 @@ class EngineLoopTest : public ::testing::Test {
     request.sampling.set_seed(seed);
     request.sink = std::move(sink);
     return request;
+  }
+
+  // What the engine answered, once it has.
+  struct Rebalanced {
+    absl::Mutex mutex;  // guards what follows
+    int answers = 0;
+    absl::StatusOr<v1::RebalanceResponse> result;
+  };
+  std::shared_ptr<Rebalanced> AskRebalance(const v1::RebalanceRequest& request) {
+    auto reply = std::make_shared<Rebalanced>();
+    engine_->Rebalance(request, [reply](absl::StatusOr<v1::RebalanceResponse> result) {
+      absl::MutexLock lock(&reply->mutex);
+      reply->result = std::move(result);
+      ++reply->answers;
+    });
+    return reply;
+  }
+  static absl::StatusOr<v1::RebalanceResponse> Answer(Rebalanced& reply) {
+    absl::MutexLock lock(&reply.mutex);
+    const auto there = [&] { return reply.answers > 0; };
+    reply.mutex.AwaitWithTimeout(absl::Condition(&there), kPatience);
+    EXPECT_EQ(reply.answers, 1);
+    return reply.result;
+  }
+  absl::StatusOr<v1::RebalanceResponse> Rebalance(uint32_t replicas = 0, bool dry_run = false) {
+    v1::RebalanceRequest request;
+    request.set_replicas(replicas);
+    request.set_dry_run(dry_run);
+    return Answer(*AskRebalance(request));
+  }
+  // As worker `worker` would tell of its experts, by layer.
+  void ReportLoad(size_t worker, uint64_t epoch, const std::vector<uint64_t>& load) {
+    internal::v1::WorkerMessage heartbeat = HeartbeatMessage(epoch);
+    heartbeat.mutable_heartbeat()->mutable_stats()->mutable_expert_load()->Add(load.begin(),
+                                                                               load.end());
+    engine_->OnWorkerMessage(workers_[worker]->id(), heartbeat);
   }
 
   base::FakeClock clock_;
@@ -325,6 +382,113 @@ TEST_F(EngineLoopTest, CancelledAndExpiredRequestsEnd) {
   EXPECT_EQ(expired->outcome().status.code(), absl::StatusCode::kDeadlineExceeded);
   workers_[0]->Release();
   EXPECT_TRUE(WaitUntil([&] { return engine_->Snapshot().counters().full_blocks().used() == 0; }));
+}
+
+// Two layers of four experts on two ranks: rank 0 has experts 0 and 1, and all the load.
+TEST_F(EngineLoopTest, RebalanceMovesHotExpertsAndStreamsGoOn) {
+  Start({.dp = 2, .tp = 1});
+  JoinAll();
+  for (const auto& worker : workers_) worker->Hold();
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 20, 30, 9)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  ReportLoad(0, 1, {90, 110, 100, 100});
+  ReportLoad(1, 1, {0, 0, 0, 0});
+  for (const auto& worker : workers_) worker->HoldLoading();
+  const auto reply = AskRebalance({});
+  engine_->Snapshot();
+  EXPECT_EQ(workers_[0]->assignments().size(), 1u) << "plans are still unanswered";
+  EXPECT_EQ(Rebalance().status().code(), absl::StatusCode::kFailedPrecondition) << "one at a time";
+  for (const auto& worker : workers_) worker->Release();
+  ASSERT_TRUE(WaitUntil([&] { return workers_[1]->assignments().size() == 2; }));
+  EXPECT_EQ(engine_->Snapshot().state(), v1::LOADING);
+  // Taken while experts move; computed afterwards.
+  const auto late = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(late, 5, 5, 4)).ok());
+  for (const auto& worker : workers_) worker->LoadNow();
+  const auto response = Answer(*reply);
+  ASSERT_TRUE(response.ok()) << response.status();
+  EXPECT_EQ(response->epoch(), 2u);
+  ASSERT_EQ(response->layers_size(), 2);
+  EXPECT_DOUBLE_EQ(response->layers(0).imbalance_before(), 2);
+  EXPECT_DOUBLE_EQ(response->layers(0).imbalance_after(), 1.1);
+  EXPECT_DOUBLE_EQ(response->layers(1).imbalance_after(), 1);
+  ASSERT_EQ(response->ranks_size(), 2);
+  EXPECT_EQ(response->ranks(0).held(), 4u);
+  EXPECT_EQ(response->ranks(0).gained(), 2u);
+
+  const internal::v1::Assignment after = workers_[0]->assignments().back();
+  EXPECT_TRUE(after.continues());
+  EXPECT_EQ(after.epoch(), 2u);
+  for (const auto& layer : after.placement().layers()) {
+    EXPECT_NE(layer.experts(0).ranks(0), layer.experts(1).ranks(0));
+  }
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_TRUE(result->outcome().status.ok()) << result->outcome().status;
+  ASSERT_EQ(result->tokens().size(), 30u);
+  for (int i = 0; i < 30; ++i) EXPECT_EQ(result->tokens()[i], FakeToken(9, 20 + i, 1000));
+  ASSERT_TRUE(late->WaitForEnd(kPatience));
+  EXPECT_TRUE(late->outcome().status.ok());
+  EXPECT_EQ(engine_->Snapshot().counters().requests_failed(), 0u);
+}
+
+TEST_F(EngineLoopTest, RebalanceSaysWhyItCannotBeDone) {
+  Start({.dp = 2, .tp = 1});
+  EXPECT_EQ(Rebalance().status().code(), absl::StatusCode::kFailedPrecondition);
+  JoinAll();
+  const absl::Status idle = Rebalance().status();
+  EXPECT_EQ(idle.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(idle.ToString(), HasSubstr("no expert load has been observed in epoch 1"));
+  const absl::Status many = Rebalance(5).status();
+  EXPECT_EQ(many.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(many.ToString(), HasSubstr("replicas is 5"));
+
+  // A dry run, and one that would gain nothing, leave the epoch alone.
+  ReportLoad(0, 1, {100, 100, 100, 100});
+  ReportLoad(1, 1, {0, 0, 0, 0});
+  const auto dry = Rebalance(1, true);
+  ASSERT_TRUE(dry.ok()) << dry.status();
+  EXPECT_EQ(dry->epoch(), 1u);
+  EXPECT_GT(dry->ranks(0).loaded_bytes() + dry->ranks(1).loaded_bytes(), 0u);
+  ReportLoad(1, 1, {100, 100, 100, 100});
+  const auto even = Rebalance();
+  ASSERT_TRUE(even.ok()) << even.status();
+  EXPECT_EQ(even->epoch(), 1u);
+  EXPECT_EQ(even->ranks(0).gained(), 0u);
+  EXPECT_EQ(workers_[0]->assignments().size(), 1u);
+}
+
+TEST_F(EngineLoopTest, AFailedRebalanceEndsStreamsAndLeavesTheOldPlacement) {
+  Start({.dp = 2, .tp = 1});
+  JoinAll();
+  const internal::v1::Placement before = workers_[0]->assignments().back().placement();
+  ReportLoad(0, 1, {100, 100, 100, 100});
+  for (const auto& worker : workers_) worker->HoldLoading();
+  const auto reply = AskRebalance({});
+  ASSERT_TRUE(WaitUntil([&] { return workers_[1]->assignments().size() == 2; }));
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 5, 5)).ok());
+  engine_->OnWorkerMessage(workers_[1]->id(), FaultMessage(2, "no memory for expert 3"));
+  const absl::Status failed = Answer(*reply).status();
+  EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(failed.ToString(), HasSubstr("no memory for expert 3"));
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_EQ(result->outcome().status.code(), absl::StatusCode::kUnavailable);
+  clock_.Advance(absl::Seconds(1));
+  ASSERT_TRUE(WaitUntil([&] { return workers_[0]->assignments().size() == 3; }));
+  const internal::v1::Assignment next = workers_[0]->assignments().back();
+  EXPECT_FALSE(next.continues());
+  EXPECT_EQ(next.placement().SerializeAsString(), before.SerializeAsString());
+}
+
+TEST_F(EngineLoopTest, StopAnswersARebalanceThatIsUnderWay) {
+  Start({.dp = 2, .tp = 1});
+  JoinAll();
+  ReportLoad(0, 1, {100, 100, 100, 100});
+  for (const auto& worker : workers_) worker->HoldLoading();
+  const auto reply = AskRebalance({});
+  engine_->Stop();
+  EXPECT_EQ(Answer(*reply).status().code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(EngineLoopTest, StopEndsEverythingAndRefusesWhatFollows) {

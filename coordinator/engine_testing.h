@@ -140,6 +140,9 @@ class FakeRank {
     return result;
   }
 
+  // A new epoch continues: what is resident stays, plans are numbered anew.
+  void Continue() { next_step_ = 0; }
+
   int64_t computed() const { return computed_; }
 
  private:

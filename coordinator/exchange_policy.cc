@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "model/row_bucket.h"
+
 namespace conclave::coordinator {
 namespace {
 
@@ -42,7 +44,10 @@ ExchangeDecision ExchangePolicy::Decide(const std::vector<GroupRows>& groups) co
     longest_chunk = std::max(longest_chunk, group.longest_chunk);
   }
   const int rank_rows = std::max(1, RowsPerRank(group_rows));
-  const int bucket = static_cast<int>(std::bit_ceil(static_cast<unsigned>(rank_rows)));
+  // A GPU cuts what it pads a group's decode rows to, so a rank may have more than of the rows
+  // alone.
+  const int most_rows = std::max(rank_rows, RowsPerRank(model::RowBucket(group_rows)));
+  const int bucket = static_cast<int>(std::bit_ceil(static_cast<unsigned>(most_rows)));
   return {.mode = Mode(group_rows, rank_rows, longest_chunk),
           .bucket = std::min(bucket, RowsPerRank(max_step_tokens_))};
 }

@@ -1,6 +1,7 @@
 #include "coordinator/exchange_policy.h"
 
 #include "gtest/gtest.h"
+#include "model/row_bucket.h"
 
 namespace conclave::coordinator {
 namespace {
@@ -35,6 +36,19 @@ TEST(ExchangePolicy, TheBucketIsThePowerOfTwoThatHoldsTheLargestRank) {
   // Nine rows over two ranks: five on one of them.
   EXPECT_EQ(Auto(2, 2).Decide({{9, 1}, {3, 1}}).bucket, 8);
   EXPECT_EQ(Auto(2, 2).Decide({{8, 1}, {3, 1}}).bucket, 4);
+}
+
+// A GPU rounds decode rows up to a bucket of its own before it cuts them over the tp ranks.
+TEST(ExchangePolicy, TheBucketHoldsAnyRanksShareOfTheRowsThatAGpuPadsTo) {
+  for (int tp = 1; tp <= 8; ++tp) {
+    for (int rows = 1; rows <= 512; ++rows) {
+      const int padded = model::RowBucket(rows);
+      const int share = (padded + tp - 1) / tp;
+      const ExchangeDecision decision = Auto(2, tp).Decide({{rows, 1}, {0, 0}});
+      EXPECT_GE(decision.bucket, share) << rows << " rows over tp " << tp;
+    }
+  }
+  EXPECT_EQ(Auto(2, 3).Decide({{9, 1}, {0, 0}}).bucket, 8);  // 16 rows, 6 on one of them
 }
 
 TEST(ExchangePolicy, TheBucketNeverPassesWhatARankCanDispatch) {

@@ -14,9 +14,11 @@ namespace {
 // Share of a host's free memory that the cache may take unasked: the host has other uses for the
 // rest, and page cache of the weights is one of them.
 constexpr double kHostShare = 0.10;
-// Share of a GPU's memory that may be planned; the rest is the driver's, the libraries' and
-// the kernels' own working memory (1.4 GB for 120b).
-constexpr double kDeviceShare = 0.93;
+// Of a GPU's memory, set aside: this share of it, or so much for each of its ranks where that is
+// more. It is for the driver, and for each rank's context (0.5 GB), the kernels' own working memory
+// (1.4 GB for 120b) and NCCL's buffers.
+constexpr double kDeviceReserveShare = 0.07;
+constexpr int64_t kRankReserveBytes = int64_t{2} << 30;
 
 std::string Bytes(int64_t bytes) {
   constexpr double kMiB = 1 << 20;
@@ -27,6 +29,11 @@ std::string Bytes(int64_t bytes) {
 int64_t CacheBytes(const MemoryNeeds& needs, const internal::v1::CacheShape& cache) {
   return cache.full_blocks() * needs.full_block_bytes +
          cache.sliding_blocks() * needs.sliding_block_bytes;
+}
+
+std::string DomainName(const RankMemory& memory, size_t rank) {
+  return memory.cuda ? fmt::format("the GPU of rank {}", rank)
+                     : fmt::format("host {}", memory.host_id);
 }
 
 // Ranks that share one memory.
@@ -41,6 +48,13 @@ struct Domain {
   int64_t private_weights = 0;  // part of it that must be free
 
   int64_t available() const { return std::min(total, free + held); }
+  int64_t reserve() const {
+    if (!cuda) return 0;
+    return std::max(static_cast<int64_t>(static_cast<double>(total) * kDeviceReserveShare),
+                    ranks * kRankReserveBytes);
+  }
+  // What may be planned of all that is there, whatever is free now.
+  int64_t usable() const { return total - reserve(); }
 };
 
 std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory> ranks) {
@@ -48,10 +62,7 @@ std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     const RankMemory& memory = ranks[rank];
     Domain& domain = domains[memory.host_id];
-    if (domain.ranks == 0) {
-      domain.name = memory.cuda ? fmt::format("the GPU of rank {}", rank)
-                                : fmt::format("host {}", memory.host_id);
-    }
+    if (domain.ranks == 0) domain.name = DomainName(memory, rank);
     domain.cuda = memory.cuda;
     ++domain.ranks;
     domain.total = std::min(domain.total, memory.total_bytes);
@@ -74,8 +85,7 @@ std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory
 // Bytes of cache per rank that the domain grants unasked.
 int64_t Grant(const MemoryNeeds& needs, const Domain& domain) {
   if (domain.cuda) {
-    const auto usable = static_cast<int64_t>(domain.total * kDeviceShare);
-    const int64_t left = std::min(usable, domain.available()) - domain.weights;
+    const int64_t left = std::min(domain.usable(), domain.available()) - domain.weights;
     return left / domain.ranks - needs.activation_bytes;
   }
   const int64_t left = domain.available() - domain.private_weights;
@@ -86,13 +96,17 @@ absl::Status CheckFits(const MemoryNeeds& needs, const Domain& domain, int64_t c
   const int64_t cache = cache_bytes * domain.ranks;
   const int64_t activations = needs.activation_bytes * domain.ranks;
   const bool fits_free = domain.private_weights + cache + activations <= domain.available();
-  const bool fits_total = domain.weights + cache + activations <= domain.total;
+  const bool fits_total = domain.weights + cache + activations <= domain.usable();
   if (fits_free && fits_total) return absl::OkStatus();
+  const std::string aside =
+      domain.cuda
+          ? fmt::format(", beside {} set aside for the ranks' own needs", Bytes(domain.reserve()))
+          : "";
   return absl::FailedPreconditionError(fmt::format(
       "{} with {} rank(s) has {} of memory, {} free; needed are {} of weights, {} of KV cache and "
-      "{} of activations: use more hosts, or lower --kv-cache-bytes or --max-step-tokens",
+      "{} of activations{}: use more hosts, or lower --kv-cache-bytes or --max-step-tokens",
       domain.name, domain.ranks, Bytes(domain.total), Bytes(domain.available()),
-      Bytes(domain.weights), Bytes(cache), Bytes(activations)));
+      Bytes(domain.weights), Bytes(cache), Bytes(activations), aside));
 }
 
 }  // namespace
@@ -138,6 +152,29 @@ absl::StatusOr<internal::v1::CacheShape> FitMemory(const MemoryNeeds& needs,
     RETURN_IF_ERROR(CheckFits(needs, domain, CacheBytes(needs, cache)));
   }
   return cache;
+}
+
+absl::Status CheckRoom(std::span<const RankMemory> ranks, std::span<const int64_t> more) {
+  struct Room {
+    std::string name;
+    int64_t free = std::numeric_limits<int64_t>::max();
+    int64_t more = 0;
+  };
+  std::map<std::string, Room> rooms;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    Room& room = rooms[ranks[rank].host_id];
+    if (room.name.empty()) room.name = DomainName(ranks[rank], rank);
+    room.free = std::min(room.free, ranks[rank].free_bytes);
+    room.more += more[rank];
+  }
+  for (const auto& [id, room] : rooms) {
+    if (room.more <= room.free) continue;
+    return absl::FailedPreconditionError(
+        fmt::format("{} has {} free, and the new placement needs {} more while it is loaded: use "
+                    "fewer replicas, or lower --kv-cache-bytes",
+                    room.name, Bytes(room.free), Bytes(room.more)));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace conclave::coordinator

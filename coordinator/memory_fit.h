@@ -46,13 +46,17 @@ absl::StatusOr<internal::v1::CacheShape> SizeCache(const MemoryNeeds& needs, int
 
 // The cache every rank allocates. `kv_cache_bytes` per rank; 0: what max_running sequences at the
 // context length need, but at most 10 % of a host's free memory over its ranks (on a GPU, what the
-// weights leave of 93 % of it, or of what is free). FAILED_PRECONDITION, naming the host or rank
-// with all its numbers, when it does not fit. Weights on the CPU that are mapped from files are
-// pages that the ranks of a host share; they count against its total memory, not against what is
-// free.
+// weights leave of its memory less 7 %, or 2 GiB for each of its ranks where that is more, or of
+// what is free). FAILED_PRECONDITION, naming the host or rank with all its numbers, when it does
+// not fit. Weights on the CPU that are mapped from files are pages that the ranks of a host share;
+// they count against its total memory, not against what is free.
 absl::StatusOr<internal::v1::CacheShape> FitMemory(const MemoryNeeds& needs,
                                                    std::span<const RankMemory> ranks,
                                                    int64_t kv_cache_bytes);
+
+// Whether ranks that are loaded can take `more` [world] bytes of memory of their own each.
+// FAILED_PRECONDITION, naming the host or rank with the numbers.
+absl::Status CheckRoom(std::span<const RankMemory> ranks, std::span<const int64_t> more);
 
 }  // namespace conclave::coordinator
 

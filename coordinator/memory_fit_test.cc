@@ -119,21 +119,75 @@ TEST(FitMemory, AGpuHoldsItsOwnWeightsAndFillsUpWithCache) {
   MemoryNeeds needs = Needs();
   needs.full_block_bytes = kMiB;
   needs.sliding_block_bytes = kMiB;
-  std::vector<RankMemory> gpus = OneHost(136 * kMiB, 135 * kMiB);
+  std::vector<RankMemory> gpus = OneHost((2048 + 126) * kMiB, 2100 * kMiB);
   for (size_t rank = 0; rank < gpus.size(); ++rank) {
     gpus[rank].cuda = true;
     gpus[rank].host_id = "gpu-" + std::to_string(rank);
   }
   const auto cache = FitMemory(needs, gpus, 0);
   ASSERT_TRUE(cache.ok()) << cache.status();
-  // 126 less 100 of weights and 10 of activations.
+  // 2 GiB are set aside; 126 MiB less 100 of weights and 10 of activations.
   EXPECT_EQ(cache->full_blocks() + cache->sliding_blocks(), 16u);
   // What others hold of a GPU is not there to be planned.
   std::vector<RankMemory> shared = gpus;
   shared[0].free_bytes = 122 * kMiB;
   EXPECT_EQ(FitMemory(needs, shared, 0)->full_blocks() + cache->sliding_blocks(), 12u);
-  gpus[1].total_bytes = 105 * kMiB;
+  gpus[1].total_bytes = (2048 + 105) * kMiB;
   EXPECT_THAT(FitMemory(needs, gpus, 0).status().ToString(), HasSubstr("rank 1"));
+}
+
+TEST(FitMemory, OfALargeGpuAShareIsSetAside) {
+  MemoryNeeds needs = Needs();
+  needs.weight_bytes = {1000 * kMiB};
+  needs.full_block_bytes = needs.sliding_block_bytes = 64 * kMiB;
+  needs.max_running = 100;
+  needs.per_sequence = {.full = 8192, .sliding = 1};
+  const std::vector<RankMemory> gpu = {{.host_id = "gpu",
+                                        .cuda = true,
+                                        .total_bytes = 80'000 * kMiB,
+                                        .free_bytes = 79'000 * kMiB,
+                                        .held_bytes = 0}};
+  const auto cache = FitMemory(needs, gpu, 0);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  EXPECT_EQ(cache->full_blocks() + cache->sliding_blocks(), (74'400 - 1000 - 10) / 64u);
+}
+
+// Each has a context, working memory and NCCL's buffers of its own.
+TEST(FitMemory, EachRankThatSharesAGpuHasItsOwnReserve) {
+  constexpr int kRanks = 8;
+  constexpr int64_t kGiB = 1024 * kMiB;
+  MemoryNeeds needs = Needs();
+  needs.weight_bytes.assign(kRanks, 1 * kGiB);
+  needs.full_block_bytes = needs.sliding_block_bytes = 64 * kMiB;
+  needs.max_running = 100;
+  needs.per_sequence = {.full = 8192, .sliding = 1};
+  const std::vector<RankMemory> gpu(kRanks, {.host_id = "gpu",
+                                             .cuda = true,
+                                             .total_bytes = 80 * kGiB,
+                                             .free_bytes = 75 * kGiB,
+                                             .held_bytes = 0});
+  const auto cache = FitMemory(needs, gpu, 0);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  const int64_t blocks = cache->full_blocks() + cache->sliding_blocks();
+  const int64_t planned = kRanks * (1 * kGiB + 10 * kMiB + blocks * 64 * kMiB);
+  EXPECT_LE(planned, (80 - kRanks * 2) * kGiB);
+  EXPECT_GT(planned, (80 - kRanks * 2) * kGiB - kRanks * 64 * kMiB);
+  // Nor may a cache that was asked for take it.
+  const auto refused = FitMemory(needs, gpu, 8 * kGiB);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(refused.status().ToString(), HasSubstr("16.00 GiB set aside"));
+}
+
+TEST(CheckRoom, RanksThatShareAMemoryAddUp) {
+  std::vector<RankMemory> ranks = OneHost(1000 * kMiB, 100 * kMiB);
+  ranks[1].free_bytes = 90 * kMiB;
+  EXPECT_TRUE(CheckRoom(ranks, std::vector<int64_t>{50 * kMiB, 40 * kMiB}).ok());
+  const absl::Status refused = CheckRoom(ranks, std::vector<int64_t>{50 * kMiB, 41 * kMiB});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(refused.ToString(), HasSubstr("host a has 90.0 MiB free"));
+  EXPECT_THAT(refused.ToString(), HasSubstr("needs 91.0 MiB more"));
+  ranks[1].host_id = "b";
+  EXPECT_TRUE(CheckRoom(ranks, std::vector<int64_t>{50 * kMiB, 41 * kMiB}).ok());
 }
 
 }  // namespace

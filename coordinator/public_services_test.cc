@@ -38,6 +38,16 @@ class FakeEngine final : public Engine {
     response.set_epoch(3);
     return response;
   }
+  void Rebalance(const v1::RebalanceRequest& request, RebalanceDone done) override {
+    if (request.dry_run()) return done(absl::FailedPreconditionError("nothing observed"));
+    v1::RebalanceResponse response;
+    response.set_epoch(request.replicas());
+    // From another thread, after the handler has returned.
+    rebalance_ = std::thread([done, response] { done(response); });
+  }
+  ~FakeEngine() override {
+    if (rebalance_.joinable()) rebalance_.join();
+  }
   bool Serving() override { return true; }
 
   // Waits for the i-th request.
@@ -58,6 +68,7 @@ class FakeEngine final : public Engine {
   absl::Status refusal;
 
  private:
+  std::thread rebalance_;
   absl::Mutex mutex_;  // guards both lists
   std::vector<Request> requests_;
   std::vector<RequestId> cancelled_;
@@ -109,6 +120,21 @@ class PublicServicesTest : public ::testing::Test {
   std::unique_ptr<grpc::Server> server_;
   std::shared_ptr<grpc::Channel> channel_;
 };
+
+TEST_F(PublicServicesTest, RebalanceIsAnsweredWhenTheEngineSaysSo) {
+  auto stub = v1::ClusterService::NewStub(channel_);
+  v1::RebalanceRequest request;
+  v1::RebalanceResponse response;
+  request.set_replicas(9);
+  grpc::ClientContext context;
+  const grpc::Status status = stub->Rebalance(&context, request, &response);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.epoch(), 9u);
+  request.set_dry_run(true);
+  grpc::ClientContext refused;
+  EXPECT_EQ(stub->Rebalance(&refused, request, &response).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+}
 
 TEST_F(PublicServicesTest, StreamsTokensInOrderAndFinishesOnce) {
   auto stub = v1::GenerationService::NewStub(channel_);

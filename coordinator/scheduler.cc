@@ -18,13 +18,23 @@ Scheduler::Scheduler(const SchedulerOptions& options, const base::Clock& clock)
 
 void Scheduler::BeginEpoch(uint64_t epoch, const internal::v1::CacheShape& cache) {
   CONCLAVE_CHECK(tracked_.empty() && !epoch_.has_value());
-  epoch_ = epoch;
-  next_step_ = 0;
-  next_answer_.assign(options_.shape.world(), 0);
+  StartEpoch(epoch);
   groups_.clear();
   for (int group = 0; group < options_.shape.dp; ++group) {
     groups_.push_back(std::make_unique<SequenceGroup>(options_, cache, counters_));
   }
+}
+
+void Scheduler::ContinueEpoch(uint64_t epoch) {
+  CONCLAVE_CHECK(in_epoch() && plans_in_flight() == 0);
+  StartEpoch(epoch);
+}
+
+void Scheduler::StartEpoch(uint64_t epoch) {
+  epoch_ = epoch;
+  held_ = false;
+  next_step_ = 0;
+  next_answer_.assign(options_.shape.world(), 0);
 }
 
 void Scheduler::FailAll(const absl::Status& status) {
@@ -37,6 +47,7 @@ void Scheduler::FailAll(const absl::Status& status) {
   deadlines_.clear();
   in_flight_.clear();
   epoch_.reset();
+  held_ = false;
   UpdateBusy(now);
 }
 
@@ -91,7 +102,7 @@ void Scheduler::Forget(RequestId id) {
 }
 
 std::optional<WorldPlan> Scheduler::NextPlan() {
-  if (!in_epoch() || plans_in_flight() >= options_.pipeline_depth) return std::nullopt;
+  if (!in_epoch() || held_ || plans_in_flight() >= options_.pipeline_depth) return std::nullopt;
   AdmitQueued(clock_.Now());
   if (std::none_of(groups_.begin(), groups_.end(),
                    [](const auto& group) { return group->Runnable(); })) {

@@ -50,6 +50,12 @@ class Scheduler {
   // Starts numbering anew with an empty cache. Nothing may be queued or running.
   void BeginEpoch(uint64_t epoch, const internal::v1::CacheShape& cache);
 
+  // No plan is made until ContinueEpoch or Hold(false); requests are queued as ever. What was sent
+  // is answered soon: then no plan is in flight.
+  void Hold(bool held) { held_ = held; }
+  // Goes on with all requests and the cache in an epoch of another number. No plan is in flight.
+  void ContinueEpoch(uint64_t epoch);
+
   // Ends every queued and running request with `status`, and the epoch with them.
   void FailAll(const absl::Status& status);
 
@@ -92,6 +98,7 @@ class Scheduler {
     absl::Duration longest;  // of the step on any rank
   };
 
+  void StartEpoch(uint64_t epoch);
   void AdmitQueued(absl::Time now);
   bool AdmitToLeastLoaded(std::unique_ptr<Sequence>& sequence, absl::Time now);
   void End(RequestId id, const absl::Status& status, FinishReason reason);
@@ -106,6 +113,7 @@ class Scheduler {
   ProgressWatch progress_;
 
   std::optional<uint64_t> epoch_;
+  bool held_ = false;
   std::vector<std::unique_ptr<SequenceGroup>> groups_;  // [dp]
   std::deque<std::unique_ptr<Sequence>> queue_;
   std::unordered_map<RequestId, Tracked> tracked_;

@@ -147,6 +147,9 @@ struct ExpertTokens {
   int64_t weights_stride = 0;
   // [experts] device memory: local index of a global id on this rank, -1: not computed here.
   const int32_t* local_index = nullptr;
+  // [local experts] device memory: ExpertDown adds the pairs that it computed for each expert.
+  // Null: not counted.
+  uint64_t* load = nullptr;
 
   // Where device memory can be read.
   int32_t count(int source) const {
@@ -170,6 +173,8 @@ struct DispatchTables {
   int world = 1;
   // [experts] device memory: the rank that computes this source's copies for an expert.
   const int32_t* rank_of_expert = nullptr;
+  // [world] device memory: PackDispatch adds the copies for each destination. Null: not counted.
+  uint64_t* copies = nullptr;
 };
 
 inline constexpr int kMaxLogprobs = 20;
@@ -199,8 +204,12 @@ class Ops {
   virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
   virtual absl::StatusOr<DenseWeight> LoadDense(const HostMatrix& matrix) = 0;
   virtual absl::StatusOr<VectorWeight> LoadVector(std::span<const uint16_t> values) = 0;
+  // Of one layer; `kept` saves loading those that another set on this device holds.
   virtual absl::StatusOr<std::unique_ptr<ExpertWeights>> LoadExperts(
-      std::span<const HostExpert> experts) = 0;
+      std::span<const HostExpert> experts, const KeptExperts& kept) = 0;
+  absl::StatusOr<std::unique_ptr<ExpertWeights>> LoadExperts(std::span<const HostExpert> experts) {
+    return LoadExperts(experts, {});
+  }
   virtual void Write(const Tensor& destination, const void* host) = 0;
 
   // --- One step. ---

@@ -74,6 +74,16 @@ class ExpertWeights {
   virtual std::string_view format() const = 0;
 };
 
+// Experts of a layer that are resident already, for loading the layer's next set: where index[i] is
+// not negative, expert i is that one of `from` and is copied from there. What the host says of it
+// must name its memory (the CPU serves MXFP4 from there), which is not read. `from` stays as it is.
+struct KeptExperts {
+  const ExpertWeights* from = nullptr;
+  std::span<const int> index = {};  // [experts] or empty: none is
+
+  int of(size_t expert) const { return index.empty() ? -1 : index[expert]; }
+};
+
 }  // namespace conclave::kernels
 
 #endif  // CONCLAVE_KERNELS_WEIGHTS_H_

@@ -50,6 +50,10 @@ int64_t EmbeddingBytes(const Checkpoint& checkpoint, const Range& rows) {
 
 }  // namespace
 
+int64_t ExpertBytes(const Checkpoint& checkpoint) {
+  return BytesPerExpert(checkpoint.tensors().layers.front());
+}
+
 std::vector<RankBytes> PlanWeights(const Config& config, const Checkpoint& checkpoint,
                                    const ParallelShape& shape, const Placement& placement) {
   const ModelTensors& tensors = checkpoint.tensors();
@@ -92,6 +96,9 @@ int64_t PlanActivations(const Config& config, const ParallelShape& shape,
     bytes += 2 * world * (1 + share) * slot + world * share * hidden * partial;
     bytes += share * world * 4 + int64_t{3} * config.num_layers * config.num_experts * 4;
   }
+
+  // Totals of what the experts compute and of the copies sent.
+  bytes += (int64_t{config.num_layers} * config.num_experts / world + world) * 8;
 
   const int64_t logit_rows = std::min(sizes.max_sequences, kLogitTileRows);
   bytes += logit_rows * (config.vocab_size / shape.tp + 1) * 4;

@@ -27,6 +27,9 @@ struct RankBytes {
 std::vector<RankBytes> PlanWeights(const Config& config, const Checkpoint& checkpoint,
                                    const ParallelShape& shape, const Placement& placement);
 
+// Of one expert of one layer.
+int64_t ExpertBytes(const Checkpoint& checkpoint);
+
 // What the activations of a rank depend on beside the model and the shape.
 struct ActivationSizes {
   int max_step_tokens = 0;   // rows of one group's step

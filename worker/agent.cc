@@ -16,6 +16,8 @@
 namespace conclave::worker {
 namespace {
 
+// A heartbeat's patience with a step thread that is busy: far less than its interval.
+constexpr absl::Duration kStatsPatience = absl::Milliseconds(50);
 constexpr int kKeepaliveMs = 10'000;  // twice what the coordinator allows
 
 std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> Dial(const AgentOptions& options) {
@@ -127,7 +129,7 @@ void WorkerAgent::Handle(const std::shared_ptr<AgentStream>& stream,
 
 void WorkerAgent::Assign(const std::shared_ptr<AgentStream>& stream,
                          internal::v1::Assignment assignment) {
-  if (epoch_open_) EndEpoch();
+  if (epoch_open_) EndEpoch(assignment.continues());
   base::Log().info("event=assigned epoch={} rank={} dp={} tp={} model={}", assignment.epoch(),
                    assignment.rank(), assignment.dp(), assignment.tp(), assignment.model_dir());
   epoch_.store(assignment.epoch());
@@ -141,10 +143,10 @@ void WorkerAgent::Assign(const std::shared_ptr<AgentStream>& stream,
   steps_.Begin(std::move(task));
 }
 
-void WorkerAgent::EndEpoch() {
+void WorkerAgent::EndEpoch(bool continues) {
   if (!epoch_open_) return;
   epoch_open_ = false;
-  if (steps_.End(options_.end_limit)) {
+  if (steps_.End(options_.end_limit, continues)) {
     base::Log().info("event=epoch_ended epoch={}", epoch_.load());
     return;
   }
@@ -159,7 +161,7 @@ void WorkerAgent::SendHeartbeat(AgentStream& stream) {
   internal::v1::Heartbeat& heartbeat = *message.mutable_heartbeat();
   heartbeat.set_epoch(epoch_.load());
   heartbeat.set_free_memory_bytes(options_.free_memory_bytes());
-  *heartbeat.mutable_stats() = steps_.Stats();
+  *heartbeat.mutable_stats() = steps_.Stats(kStatsPatience);
   stream.Send(message);
 }
 

@@ -66,7 +66,8 @@ class WorkerAgent {
   // Sets refusal_ when the coordinator does not want this worker.
   void Handle(const std::shared_ptr<AgentStream>& stream, internal::v1::CoordinatorMessage message);
   void Assign(const std::shared_ptr<AgentStream>& stream, internal::v1::Assignment assignment);
-  void EndEpoch();
+  // `continues`: the next assignment goes on with this epoch's sequences.
+  void EndEpoch(bool continues = false);
   void SendHeartbeat(AgentStream& stream);
   internal::v1::WorkerMessage Registration() const;
   // False when stopped meanwhile.

@@ -30,25 +30,32 @@ StepThread::~StepThread() {
 void StepThread::Begin(EpochTask epoch) {
   current_generation_ = epoch.generation;
   current_rendezvous_ = epoch.rendezvous;
-  Post({.begin = std::move(epoch), .plan = std::nullopt});
+  Post({.kind = Task::Kind::kBegin, .begin = std::move(epoch)});
 }
 
 void StepThread::Push(internal::v1::StepPlan plan) {
-  Post({.begin = std::nullopt, .plan = std::move(plan)});
+  Post({.kind = Task::Kind::kPlan, .plan = std::move(plan)});
 }
 
-bool StepThread::End(absl::Duration limit) {
+bool StepThread::End(absl::Duration limit, bool continues) {
   runtime_.Abort(current_generation_);
   if (current_rendezvous_ != nullptr) current_rendezvous_->Cancel();
   current_rendezvous_ = nullptr;
   absl::MutexLock lock(&mutex_);
   queue_.clear();
-  queue_.push_back({});
+  stats_wanted_ = false;
+  queue_.push_back({.kind = Task::Kind::kEnd, .continues = continues});
   return mutex_.AwaitWithTimeout(absl::Condition(this, &StepThread::Idle), limit);
 }
 
-internal::v1::RankStats StepThread::Stats() {
+internal::v1::RankStats StepThread::Stats(absl::Duration patience) {
   absl::MutexLock lock(&mutex_);
+  if (!stats_wanted_ && !closed_) {
+    stats_wanted_ = true;
+    queue_.push_back({.kind = Task::Kind::kStats});
+  }
+  const auto fresh = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !stats_wanted_; };
+  mutex_.AwaitWithTimeout(absl::Condition(&fresh), patience);
   return stats_;
 }
 
@@ -69,14 +76,21 @@ void StepThread::Run() {
       queue_.pop_front();
       busy_ = true;
     }
-    if (task.begin.has_value()) {
-      CONCLAVE_CHECK(!epoch_.has_value());
-      epoch_ = std::move(task.begin);
-      RunBegin();
-    } else if (task.plan.has_value()) {
-      RunPlan(*task.plan);
-    } else {
-      RunEnd();
+    switch (task.kind) {
+      case Task::Kind::kBegin:
+        CONCLAVE_CHECK(!epoch_.has_value());
+        epoch_ = std::move(task.begin);
+        RunBegin();
+        break;
+      case Task::Kind::kPlan:
+        RunPlan(*task.plan);
+        break;
+      case Task::Kind::kEnd:
+        RunEnd(task.continues);
+        break;
+      case Task::Kind::kStats:
+        PublishStats();
+        break;
     }
   }
 }
@@ -123,11 +137,10 @@ void StepThread::RunPlan(const internal::v1::StepPlan& plan) {
   message.mutable_step_result()->set_epoch(plan.epoch());
   message.mutable_step_result()->set_step(plan.step());
   epoch_->send(message);
-  PublishStats();
 }
 
-void StepThread::RunEnd() {
-  runtime_.End();
+void StepThread::RunEnd(bool continues) {
+  runtime_.End(continues);
   epoch_.reset();
   PublishStats();
 }
@@ -149,6 +162,7 @@ void StepThread::PublishStats() {
   internal::v1::RankStats stats = runtime_.Stats();
   absl::MutexLock lock(&mutex_);
   stats_ = std::move(stats);
+  stats_wanted_ = false;
 }
 
 }  // namespace conclave::worker

@@ -43,26 +43,28 @@ class StepThread {
   // Answered with StepResult, or Fault: for a failed step, or one that is not the next. After a
   // Fault nothing is executed or said until the next Begin.
   void Push(internal::v1::StepPlan plan);
-  // Drops what is queued and aborts what runs. False when the thread did not come back within
-  // `limit`: the process is of no more use.
-  [[nodiscard]] bool End(absl::Duration limit);
+  // Drops what is queued and aborts what runs. `continues` as in RankRuntime::End. False when the
+  // thread did not come back within `limit`: the process is of no more use.
+  [[nodiscard]] bool End(absl::Duration limit, bool continues);
 
   // --- Any thread. ---
 
-  // As of the last step.
-  internal::v1::RankStats Stats();
+  // As of now where the step thread is free within `patience`, else as it last said.
+  internal::v1::RankStats Stats(absl::Duration patience);
 
  private:
   struct Task {
-    std::optional<EpochTask> begin;
-    std::optional<internal::v1::StepPlan> plan;  // neither: end
+    enum class Kind { kBegin, kPlan, kEnd, kStats } kind;
+    std::optional<EpochTask> begin = std::nullopt;              // kBegin
+    std::optional<internal::v1::StepPlan> plan = std::nullopt;  // kPlan
+    bool continues = false;                                     // kEnd
   };
 
   void Post(Task task);
   void Run();
   void RunBegin();
   void RunPlan(const internal::v1::StepPlan& plan);
-  void RunEnd();
+  void RunEnd(bool continues);
   void SendFault(const absl::Status& status);
   void PublishStats();
   bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return queue_.empty() && !busy_; }
@@ -75,6 +77,7 @@ class StepThread {
   bool busy_ = false;
   bool closed_ = false;
   internal::v1::RankStats stats_;
+  bool stats_wanted_ = false;  // a kStats task is queued
 
   // Of the control thread: what End is to abort.
   Generation current_generation_ = 0;

@@ -96,6 +96,25 @@ TEST_F(WorkerAgentTest, RegistersOnceAndSendsHeartbeatsWithTheStatisticsOfTheLas
   EXPECT_TRUE(agent_->Alive(absl::ZeroDuration()));
 }
 
+TEST_F(WorkerAgentTest, AnAssignmentThatContinuesEndsTheEpochBeforeItKeepingItsSequences) {
+  Start();
+  coordinator_.Assign(1, 0);
+  ExpectReady(1);
+  internal::v1::Assignment next;
+  next.set_epoch(2);
+  next.set_continues(true);
+  coordinator_.Assign(next);
+  ExpectReady(2);
+  EXPECT_EQ(runtime_.ends(), 1);
+  EXPECT_EQ(runtime_.continued(), 1);
+  coordinator_.Plan(2, 0);
+  ExpectResult(2, 0);
+  coordinator_.Assign(3, 0);
+  ExpectReady(3);
+  EXPECT_EQ(runtime_.ends(), 2);
+  EXPECT_EQ(runtime_.continued(), 1);
+}
+
 TEST_F(WorkerAgentTest, LoadsWithProgressAndRendezvousThroughTheCoordinator) {
   std::string got;
   runtime_.on_begin = [&](const internal::v1::Assignment& assignment, Rendezvous& rendezvous,

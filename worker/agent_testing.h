@@ -52,9 +52,14 @@ class FakeCoordinator final : public internal::v1::WorkerRegistry::Service {
     stream_->Write(message);
   }
   void Assign(uint64_t epoch, uint32_t rank) {
+    internal::v1::Assignment assignment;
+    assignment.set_epoch(epoch);
+    assignment.set_rank(rank);
+    Assign(assignment);
+  }
+  void Assign(const internal::v1::Assignment& assignment) {
     internal::v1::CoordinatorMessage message;
-    message.mutable_assignment()->set_epoch(epoch);
-    message.mutable_assignment()->set_rank(rank);
+    *message.mutable_assignment() = assignment;
     Send(message);
   }
   void Plan(uint64_t epoch, uint64_t step) {
@@ -174,7 +179,10 @@ class FakeRuntime final : public RankRuntime {
     stats.set_dispatched_copies(steps_);
     return stats;
   }
-  void End() override { ++ends_; }
+  void End(bool continues) override {
+    ++ends_;
+    if (continues) ++continued_;
+  }
   void Abort(Generation generation) override {
     absl::MutexLock lock(&mutex_);
     aborted_ = std::max(aborted_, generation);
@@ -187,6 +195,7 @@ class FakeRuntime final : public RankRuntime {
     return absl::UnavailableError("aborted");
   }
   int ends() const { return ends_; }
+  int continued() const { return continued_; }  // ends, of an epoch that the next one continues
 
  private:
   bool Aborted() const { return aborted_ >= generation_; }
@@ -196,6 +205,7 @@ class FakeRuntime final : public RankRuntime {
   Generation aborted_ = 0;
   int steps_ = 0;
   std::atomic<int> ends_{0};
+  std::atomic<int> continued_{0};
 };
 
 }  // namespace conclave::worker

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <string>
 
@@ -74,11 +75,16 @@ class Communicator {
   // Any thread: makes a running call and all later ones fail.
   virtual void Abort() = 0;
 
-  // Bytes this rank has sent to others so far.
-  virtual int64_t bytes_sent() const = 0;
+  // Bytes this rank has sent to each rank of the group so far, [size]; none to itself. Read, as
+  // what follows, by the thread of the calls.
+  virtual std::span<const int64_t> bytes_sent_to() const = 0;
+  int64_t bytes_sent() const {
+    const std::span<const int64_t> bytes = bytes_sent_to();
+    return std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
+  }
 
   // Seconds so far that calls were blocked until the first bytes of every peer were there: peers
-  // were late, or (64 KiB at most) on their way. Read by the thread of the calls.
+  // were late, or (64 KiB at most) on their way.
   virtual double seconds_waited() const = 0;
 };
 

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -24,14 +25,11 @@
 
 namespace conclave::worker {
 
-// Totals since construction. Copies and bytes to other ranks; self is excluded.
+// Totals since construction of what the host knows.
 struct ExchangeStats {
-  int64_t dispatched_copies = 0;
-  int64_t payload_bytes = 0;   // of copies and partial sums actually carried
-  int64_t wire_bytes = 0;      // moved, padding and headers included
-  int64_t occupied_slots = 0;  // fixed mode: slots filled
-  double seconds = 0;          // wall time in collectives
-  double wait_seconds = 0;     // part of it: waiting for peers (Communicator::seconds_waited)
+  std::vector<int64_t> bytes_to;  // [world] moved to each rank, padding and headers included
+  double seconds = 0;             // wall time in collectives; 0 where they only enqueue
+  double wait_seconds = 0;        // part of it: waiting for peers (Communicator::seconds_waited)
 };
 
 class ExpertExchange {
@@ -67,6 +65,8 @@ struct ExpertExchanges {
   std::unique_ptr<ExpertExchange> fixed;
   std::unique_ptr<ExpertExchange> exact;
   int64_t bytes = 0;  // of their buffers
+  // Copies that both have sent to each rank, this one included: u64 [world] in device memory.
+  kernels::Tensor copies;  // u8 [world, 8]
 };
 
 // `ops` and `world` are borrowed and must outlive the result.

@@ -26,6 +26,10 @@ int ComputingRank(std::span<const int> holders, int source) {
   return holders[source % holders.size()];
 }
 
+int ReplicaFor(std::span<const int> holders, int expert) {
+  return holders[expert % holders.size()];
+}
+
 absl::StatusOr<std::shared_ptr<const ExchangeBuffers>> ExchangeBuffers::Create(
     const model::Config& config, const model::Placement& placement, const Communicator& world,
     kernels::Ops& ops, const ExchangeOptions& options) {
@@ -63,6 +67,7 @@ absl::StatusOr<std::shared_ptr<const ExchangeBuffers>> ExchangeBuffers::Create(
   buffers->send_counts = buffers->counts.Rows(0, ranks);
   buffers->received_counts = buffers->counts.Rows(ranks, ranks);
   ASSIGN_OR_RETURN(buffers->send_index, allocate(DType::kI32, std::max<int64_t>(rows, 1), ranks));
+  ASSIGN_OR_RETURN(buffers->copies, allocate(DType::kU8, ranks, sizeof(uint64_t)));
   return buffers;
 }
 
@@ -77,11 +82,10 @@ ExpertExchangeBase::ExpertExchangeBase(const model::Config& config, Communicator
       buffers_(std::move(buffers)) {}
 
 ExchangeStats ExpertExchangeBase::stats() const {
-  ExchangeStats stats = stats_;
-  stats.wire_bytes = world_.bytes_sent();
-  stats.seconds = world_.seconds();
-  stats.wait_seconds = world_.seconds_waited();
-  return stats;
+  const std::span<const int64_t> bytes = world_.bytes_sent_to();
+  return {.bytes_to = {bytes.begin(), bytes.end()},
+          .seconds = world_.seconds(),
+          .wait_seconds = world_.seconds_waited()};
 }
 
 absl::Status ExpertExchangeBase::Pack(int layer, Tensor normed, const kernels::Routing& routing,
@@ -92,7 +96,8 @@ absl::Status ExpertExchangeBase::Pack(int layer, Tensor normed, const kernels::R
   }
   rows_ = normed.rows;
   const kernels::DispatchTables tables = {
-      world_.size(), buffers_->rank_of_expert.Rows(layer, 1).as<const int32_t>()};
+      world_.size(), buffers_->rank_of_expert.Rows(layer, 1).as<const int32_t>(),
+      buffers_->copies.as<uint64_t>()};
   ops_.PackDispatch(tables, layout_, normed, routing, block_slots,
                     buffers_->send.Rows(0, block_slots * world_.size()), send_index(),
                     buffers_->send_counts);
@@ -123,6 +128,7 @@ absl::StatusOr<ExpertExchanges> MakeExpertExchanges(const model::Config& config,
   exchanges.fixed = MakeFixedExchange(config, world, ops, options, buffers);
   exchanges.exact = MakeExactExchange(config, world, ops, options, buffers);
   for (const kernels::Buffer& buffer : buffers->memory) exchanges.bytes += buffer.bytes;
+  exchanges.copies = buffers->copies;
   return exchanges;
 }
 

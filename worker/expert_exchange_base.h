@@ -24,6 +24,9 @@ namespace conclave::worker {
 // holders, so that the sources share out the replicas.
 int ComputingRank(std::span<const int> holders, int source);
 
+// The rank that computes an expert for all where every rank has the same rows.
+int ReplicaFor(std::span<const int> holders, int expert);
+
 // Device memory of a rank's exchanges, for the largest step.
 struct ExchangeBuffers {
   static absl::StatusOr<std::shared_ptr<const ExchangeBuffers>> Create(
@@ -37,6 +40,7 @@ struct ExchangeBuffers {
   kernels::Tensor send_counts;      // i32 [world, 1]
   kernels::Tensor received_counts;  // i32 [world, 1]
   kernels::Tensor send_index;       // i32 [max_rows, world]
+  kernels::Tensor copies;           // u8 [world, 8]: u64 [world]
   kernels::Tensor rank_of_expert;   // i32 [layers, experts]
   kernels::Tensor local_index;      // i32 [layers, experts]
   std::vector<kernels::Buffer> memory;
@@ -70,8 +74,7 @@ class ExpertExchangeBase : public ExpertExchange {
   const int hidden_size_;
   const kernels::SlotLayout layout_;
   const std::shared_ptr<const ExchangeBuffers> buffers_;
-  ExchangeStats stats_;  // but for what world_ counts
-  int64_t rows_ = 0;     // of the last Dispatch
+  int64_t rows_ = 0;  // of the last Dispatch
 };
 
 // Each in its own file.

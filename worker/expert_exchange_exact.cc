@@ -46,9 +46,6 @@ class ExactExchange final : public ExpertExchangeBase {
       out_.offsets[r] = (r * block_slots + 1) * layout_.slot_bytes;
       in_.bytes[r] = received_[r] * layout_.slot_bytes;
       in_.offsets[r] = first_received_[r] * layout_.slot_bytes;
-      if (r == world_.rank()) continue;
-      stats_.dispatched_copies += sent_[r];
-      stats_.payload_bytes += out_.bytes[r];
     }
     RETURN_IF_ERROR(world_.AllToAllV(buffers_->send.data, out_.bytes, out_.offsets,
                                      buffers_->recv.data, in_.bytes, in_.offsets));
@@ -66,7 +63,6 @@ class ExactExchange final : public ExpertExchangeBase {
       out_.offsets[r] = first_received_[r] * partial_row_bytes();
       in_.bytes[r] = sent_[r] * partial_row_bytes();
       in_.offsets[r] = first_sent_[r] * partial_row_bytes();
-      if (r != world_.rank()) stats_.payload_bytes += out_.bytes[r];
     }
     RETURN_IF_ERROR(world_.AllToAllV(partial.data, out_.bytes, out_.offsets,
                                      buffers_->returned.data, in_.bytes, in_.offsets));

@@ -20,7 +20,6 @@ class FixedExchange final : public ExpertExchangeBase {
   FixedExchange(const model::Config& config, Communicator& world, kernels::Ops& ops,
                 const ExchangeOptions& options, std::shared_ptr<const ExchangeBuffers> buffers)
       : ExpertExchangeBase(config, world, ops, options, std::move(buffers)),
-        counts_on_host_(ops.info().device == "cpu"),
         first_slot_(world.size()),
         first_row_(world.size()) {
     SetBucket(max_rows_);
@@ -48,7 +47,6 @@ class FixedExchange final : public ExpertExchangeBase {
     tokens.counts_stride = block_bytes;
     tokens.first_slot = first_slot_.data();
     tokens.first_output = first_row_.data();
-    if (counts_on_host_) CountCopies(tokens);
     return tokens;
   }
 
@@ -60,19 +58,6 @@ class FixedExchange final : public ExpertExchangeBase {
   }
 
  private:
-  // Statistics only, and only where a look at the counts costs nothing.
-  void CountCopies(const kernels::ExpertTokens& received) {
-    const auto* sent = buffers_->send_counts.as<const int32_t>();
-    for (int r = 0; r < world_.size(); ++r) {
-      if (r == world_.rank()) continue;
-      stats_.dispatched_copies += sent[r];
-      stats_.occupied_slots += sent[r];
-      stats_.payload_bytes +=
-          sent[r] * layout_.slot_bytes + received.count(r) * partial_row_bytes();
-    }
-  }
-
-  const bool counts_on_host_;
   int64_t bucket_ = 0;
   std::vector<int32_t> first_slot_;
   std::vector<int32_t> first_row_;

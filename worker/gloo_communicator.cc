@@ -65,11 +65,12 @@ class GlooCommunicator final : public Communicator {
         timeout_(timeout),
         mesh_(std::move(mesh)),
         send_blocks_(size_),
-        recv_blocks_(size_) {}
+        recv_blocks_(size_),
+        bytes_to_(size_) {}
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  int64_t bytes_sent() const override { return bytes_sent_; }
+  std::span<const int64_t> bytes_sent_to() const override { return bytes_to_; }
   double seconds_waited() const override { return seconds_waited_; }
 
   absl::Status AllToAll(const void* send, void* recv, int64_t block_bytes) override {
@@ -170,7 +171,7 @@ class GlooCommunicator final : public Communicator {
         void* data = const_cast<std::byte*>(send) + block.offset;
         out[r] = mesh_->getPair(r)->createSendBuffer(kSlot, data, block.bytes);
         longest = std::max(longest, block.bytes);
-        bytes_sent_ += block.bytes;
+        bytes_to_[r] += block.bytes;
       }
     }
     for (int64_t chunk = 0; chunk * kChunkBytes < longest; ++chunk) {
@@ -239,7 +240,7 @@ class GlooCommunicator final : public Communicator {
   std::vector<Block> send_blocks_;
   std::vector<Block> recv_blocks_;
   std::vector<double> scratch_;
-  std::atomic<int64_t> bytes_sent_{0};
+  std::vector<int64_t> bytes_to_;  // [size]
   double seconds_waited_ = 0;
 
   absl::Mutex mutex_;  // guards reason_

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "worker/communicator.h"
 
@@ -13,10 +14,13 @@ namespace conclave::worker {
 // Borrows `inner`, which others may use too.
 class MeteredCommunicator final : public Communicator {
  public:
-  explicit MeteredCommunicator(Communicator& inner) : inner_(inner) {}
+  explicit MeteredCommunicator(Communicator& inner) : inner_(&inner), bytes_to_(inner.size()) {}
 
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
+  // Goes on with another communicator of the same group, counting from 0.
+  void Rebind(Communicator& inner) { *this = MeteredCommunicator(inner); }
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
   absl::Status AllToAll(const void* send, void* recv, int64_t block_bytes) override;
   absl::Status AllToAllV(const void* send, std::span<const int64_t> send_bytes,
                          std::span<const int64_t> send_offsets, void* recv,
@@ -26,11 +30,11 @@ class MeteredCommunicator final : public Communicator {
   absl::Status ReduceScatterSum(kernels::Tensor data, std::span<const int64_t> row_begin,
                                 kernels::Tensor out) override;
   absl::Status AllGatherRows(kernels::Tensor data, std::span<const int64_t> row_begin) override;
-  bool asynchronous() const override { return inner_.asynchronous(); }
-  absl::Status Check() override { return inner_.Check(); }
-  void Abort() override { inner_.Abort(); }
+  bool asynchronous() const override { return inner_->asynchronous(); }
+  absl::Status Check() override { return inner_->Check(); }
+  void Abort() override { inner_->Abort(); }
   // Through this object alone.
-  int64_t bytes_sent() const override { return bytes_sent_; }
+  std::span<const int64_t> bytes_sent_to() const override { return bytes_to_; }
   double seconds() const { return seconds_; }  // 0 where calls only enqueue
   double seconds_waited() const override { return seconds_waited_; }
 
@@ -38,8 +42,8 @@ class MeteredCommunicator final : public Communicator {
   template <typename Call>
   absl::Status Measure(const Call& call);
 
-  Communicator& inner_;
-  int64_t bytes_sent_ = 0;
+  Communicator* inner_;
+  std::vector<int64_t> bytes_to_;  // [size]
   double seconds_ = 0;
   double seconds_waited_ = 0;
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "model/model_source.h"
 #include "worker/rank_plan.h"
 #include "worker/weights.h"
+#include "worker/weights_experts.h"
 
 namespace conclave::worker {
 namespace {
@@ -32,8 +34,8 @@ struct Resident {
   std::optional<RankWeights> weights;  // once they are loaded
 };
 
-// All that decides which weights a rank holds and what its ops are made for; files that changed
-// are other weights.
+// All that decides which weights a rank holds, but for the placement of the experts, and what its
+// ops are made for; files that changed are other weights.
 std::string ResidentKey(const internal::v1::Assignment& assignment, const std::string& dir) {
   internal::v1::Assignment relevant;
   relevant.set_rank(assignment.rank());
@@ -41,7 +43,6 @@ std::string ResidentKey(const internal::v1::Assignment& assignment, const std::s
   relevant.set_tp(assignment.tp());
   relevant.set_model_dir(dir);
   *relevant.mutable_heads() = assignment.heads();
-  *relevant.mutable_placement() = assignment.placement();
   relevant.mutable_cache()->set_max_sequences(assignment.cache().max_sequences());
   relevant.mutable_cache()->set_block_tokens(assignment.cache().block_tokens());
   relevant.set_max_step_tokens(assignment.max_step_tokens());
@@ -114,22 +115,30 @@ class ModelRuntime final : public RankRuntime {
                                             const Progress& progress) override;
   absl::StatusOr<internal::v1::StepResult> Step(const internal::v1::StepPlan& plan) override;
   internal::v1::RankStats Stats() override;
-  void End() override;
+  void End(bool continues) override;
   void Abort(Generation generation) override;
 
  private:
   absl::Status MakeResident(std::string key, model::Config config, const RankPlan& plan);
   absl::Status Connect(const TransformerOptions& options, Rendezvous& rendezvous);
-  absl::Status Load(const internal::v1::Assignment& assignment, const model::ModelSource& source,
-                    RankPlan plan, const Progress& progress);
+  absl::Status CheckContinues(const internal::v1::Assignment& assignment, uint64_t last_epoch,
+                              const std::string& key) const;
+  // The sequences and all that serves them.
+  void Forget();
+  // The bytes that were not resident.
+  absl::StatusOr<int64_t> Load(const internal::v1::Assignment& assignment,
+                               const model::ModelSource& source, RankPlan plan,
+                               const Progress& progress);
+  absl::Status MakeTransformer(const TransformerOptions& options, bool continues);
   bool Aborted() const { return aborted_.load() >= generation_; }
 
   Backend& backend_;
   const ModelRuntimeOptions options_;
   std::unique_ptr<Resident> resident_;
 
-  // Of the running epoch.
+  // Of the running epoch, or of one that has ended to be continued.
   Generation generation_ = 0;
+  uint64_t epoch_ = 0;
   bool allow_forced_ = false;
   std::unique_ptr<Transformer> transformer_;
   std::optional<SequenceTable> table_;
@@ -149,6 +158,7 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
                                                         Rendezvous& rendezvous,
                                                         const Progress& progress) {
   generation_ = generation;
+  const uint64_t last_epoch = std::exchange(epoch_, assignment.epoch());
   allow_forced_ = assignment.allow_forced_routing();
   step_ns_ = 0;
   exchange_ns_ = 0;
@@ -159,21 +169,47 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
   ASSIGN_OR_RETURN(RankPlan plan, ParseAssignment(assignment, config));
   TransformerOptions options = plan.options;
   options.aborted = [this] { return Aborted(); };
-  if (std::string key = ResidentKey(assignment, dir);
-      resident_ == nullptr || resident_->key != key) {
+  std::string key = ResidentKey(assignment, dir);
+  if (assignment.continues()) {
+    RETURN_IF_ERROR(CheckContinues(assignment, last_epoch, key));
+  } else {
+    Forget();
+  }
+  if (resident_ == nullptr || resident_->key != key) {
     resident_ = nullptr;  // not both at once
     RETURN_IF_ERROR(MakeResident(std::move(key), std::move(config), plan));
   }
   // Before loading, which may take minutes: a rank that its peers cannot reach shows at once.
   RETURN_IF_ERROR(Connect(options, rendezvous));
-  if (!resident_->weights.has_value()) {
-    RETURN_IF_ERROR(Load(assignment, source, std::move(plan), progress));
-  }
+  ASSIGN_OR_RETURN(const int64_t loaded, Load(assignment, source, std::move(plan), progress));
+  RETURN_IF_ERROR(MakeTransformer(options, assignment.continues()));
+
+  internal::v1::Ready ready;
   const RankWeights& weights = *resident_->weights;
+  ready.set_weight_bytes(weights.bytes);
+  ready.set_loaded_bytes(loaded);
+  ready.set_kv_bytes(transformer_->kv_bytes());
+  ready.set_resident_format(std::string(weights.layers.front().experts->format()));
+  return ready;
+}
+
+absl::Status ModelRuntime::CheckContinues(const internal::v1::Assignment& assignment,
+                                          uint64_t last_epoch, const std::string& key) const {
+  if (transformer_ != nullptr && resident_ != nullptr && resident_->key == key &&
+      assignment.epoch() == last_epoch + 1) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(fmt::format(
+      "epoch {} is to continue the one before, whose sequences are not here", assignment.epoch()));
+}
+
+absl::Status ModelRuntime::MakeTransformer(const TransformerOptions& options, bool continues) {
   launches_before_ = resident_->ops->mxfp4_launches();
   Communicator* const group = options.shape.tp == 1   ? nullptr
                               : options.shape.dp == 1 ? world_.get()
                                                       : tp_group_.get();
+  if (continues) return transformer_->Regroup(world_.get(), group);
+  const RankWeights& weights = *resident_->weights;
   ASSIGN_OR_RETURN(transformer_,
                    Transformer::Create(resident_->config, weights, resident_->placement, options,
                                        *resident_->ops, world_.get(), group));
@@ -182,12 +218,7 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
     labels.push_back(static_cast<int>(head.config.labels.size()));
   }
   table_.emplace(TableLimits(resident_->config, options, std::move(labels)));
-
-  internal::v1::Ready ready;
-  ready.set_weight_bytes(weights.bytes);
-  ready.set_kv_bytes(transformer_->kv_bytes());
-  ready.set_resident_format(std::string(weights.layers.front().experts->format()));
-  return ready;
+  return absl::OkStatus();
 }
 
 absl::Status ModelRuntime::MakeResident(std::string key, model::Config config,
@@ -231,16 +262,10 @@ absl::Status ModelRuntime::Connect(const TransformerOptions& options, Rendezvous
                  shape.tp, tp_group_);
 }
 
-absl::Status ModelRuntime::Load(const internal::v1::Assignment& assignment,
-                                const model::ModelSource& source, RankPlan plan,
-                                const Progress& progress) {
+absl::StatusOr<int64_t> ModelRuntime::Load(const internal::v1::Assignment& assignment,
+                                           const model::ModelSource& source, RankPlan plan,
+                                           const Progress& progress) {
   const model::Config& model = resident_->config;
-  ASSIGN_OR_RETURN(std::shared_ptr<const model::Checkpoint> checkpoint,
-                   model::OpenCheckpoint(source, model));
-  if (assignment.require_mxfp4() && checkpoint->layout() == model::Layout::kBf16) {
-    return absl::FailedPreconditionError(
-        fmt::format("{} holds its experts in bf16, and MXFP4 is required", source.dir));
-  }
   resident_->placement = std::move(plan.placement);
   WeightsRequest request;
   request.shape = plan.options.shape;
@@ -248,13 +273,22 @@ absl::Status ModelRuntime::Load(const internal::v1::Assignment& assignment,
   request.placement = &resident_->placement;
   request.heads = std::move(plan.heads);
   request.threads = options_.threads;
+  const auto report = [&](int64_t loaded, int64_t total) {
+    progress(loaded, total);
+    return !Aborted();
+  };
+  if (resident_->weights.has_value()) {
+    return MoveExperts(model, request, *resident_->ops, *resident_->weights, report);
+  }
+  ASSIGN_OR_RETURN(std::shared_ptr<const model::Checkpoint> checkpoint,
+                   model::OpenCheckpoint(source, model));
+  if (assignment.require_mxfp4() && checkpoint->layout() == model::Layout::kBf16) {
+    return absl::FailedPreconditionError(
+        fmt::format("{} holds its experts in bf16, and MXFP4 is required", source.dir));
+  }
   ASSIGN_OR_RETURN(resident_->weights,
-                   LoadRankWeights(model, std::move(checkpoint), request, *resident_->ops,
-                                   [&](int64_t loaded, int64_t total) {
-                                     progress(loaded, total);
-                                     return !Aborted();
-                                   }));
-  return absl::OkStatus();
+                   LoadRankWeights(model, std::move(checkpoint), request, *resident_->ops, report));
+  return resident_->weights->bytes;
 }
 
 absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::StepPlan& plan) {
@@ -284,22 +318,29 @@ internal::v1::RankStats ModelRuntime::Stats() {
   stats.set_compute_seconds(static_cast<double>(step_ns_ - exchange_ns_) * 1e-9);
   stats.set_exchange_seconds(static_cast<double>(exchange_ns_) * 1e-9);
   stats.set_wait_seconds(static_cast<double>(wait_ns_) * 1e-9);
-  const ExchangeStats& exchange = transformer_->exchange_stats();
-  stats.set_dispatched_copies(exchange.dispatched_copies);
-  stats.set_exchange_bytes(exchange.wire_bytes);
   const std::vector<uint64_t> load = transformer_->ExpertLoad();
   stats.mutable_expert_load()->Add(load.begin(), load.end());
+  const std::vector<uint64_t> copies = transformer_->CopiesToRanks();
+  stats.mutable_copies_to_rank()->Add(copies.begin(), copies.end());
+  stats.set_dispatched_copies(std::accumulate(copies.begin(), copies.end(), uint64_t{0}));
+  const std::vector<int64_t>& bytes = transformer_->exchange_stats().bytes_to;
+  stats.mutable_bytes_to_rank()->Add(bytes.begin(), bytes.end());
+  stats.set_exchange_bytes(std::accumulate(bytes.begin(), bytes.end(), int64_t{0}));
   return stats;
 }
 
-void ModelRuntime::End() {
+void ModelRuntime::End(bool continues) {
   // Recorded steps hold the buffers of the transformer and of the communicators.
   if (resident_ != nullptr) resident_->ops->ForgetRecorded();
-  table_.reset();
-  transformer_ = nullptr;
+  if (!continues) Forget();
   absl::MutexLock lock(&mutex_);
   tp_group_ = nullptr;
   world_ = nullptr;
+}
+
+void ModelRuntime::Forget() {
+  table_.reset();
+  transformer_ = nullptr;
 }
 
 void ModelRuntime::Abort(Generation generation) {

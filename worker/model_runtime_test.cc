@@ -10,7 +10,9 @@
 #include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/memory_plan.h"
 #include "model/placement.h"
 #include "worker/communicator.h"
 
@@ -106,7 +108,7 @@ void RunEpoch(std::vector<Worker>& workers, int dp, int tp, Generation generatio
       // Two products to a layer and step at most: none where no copy can arrive.
       EXPECT_GT(worker.runtime->Stats().mxfp4_launches(), 0u);
       EXPECT_LE(worker.runtime->Stats().mxfp4_launches(), 2u * 4 * kSteps);
-      worker.runtime->End();
+      worker.runtime->End(false);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -137,6 +139,98 @@ TEST(ModelRuntime, WeightsStayWhileTheAssignmentDoes) {
   EXPECT_EQ(workers[0].tokens, tokens);
 }
 
+// Moves `expert` of every layer to `ranks`.
+void Place(internal::v1::Assignment& assignment, int expert, const std::vector<uint32_t>& ranks) {
+  for (auto& layer : *assignment.mutable_placement()->mutable_layers()) {
+    auto& holders = *layer.mutable_experts(expert)->mutable_ranks();
+    holders.Clear();
+    holders.Add(ranks.begin(), ranks.end());
+  }
+}
+
+TEST(ModelRuntime, AnEpochThatContinuesKeepsItsSequencesAndLoadsOnlyWhatMoved) {
+  constexpr int kLayers = 4;
+  std::vector<Worker> uninterrupted(2);
+  RunEpoch(uninterrupted, 2, 1, 1);
+  const model::Config config = *model::LoadConfig(kModel);
+  const int64_t expert_bytes = model::ExpertBytes(**model::Checkpoint::Open(kModel, config));
+  std::vector<Worker> workers(2);
+  auto rendezvous = MakeLocalRendezvous();
+  auto next_rendezvous = MakeLocalRendezvous();
+  std::vector<std::thread> threads;
+  for (int rank : {0, 1}) {
+    threads.emplace_back([&, rank] {
+      Worker& worker = workers[rank];
+      const auto step = [&](int number) {
+        auto result = worker.runtime->Step(MakePlan(number, rank == 0));
+        ASSERT_TRUE(result.ok()) << result.status();
+        for (const auto& sampled : result->sampled()) worker.tokens.push_back(sampled.token());
+      };
+      internal::v1::Assignment assignment = MakeAssignment(2, 1, rank);
+      assignment.set_epoch(7);
+      auto ready = worker.runtime->Begin(1, assignment, *rendezvous, worker.Count());
+      ASSERT_TRUE(ready.ok()) << ready.status();
+      EXPECT_EQ(ready->loaded_bytes(), ready->weight_bytes());
+      const uint64_t all = ready->weight_bytes();
+      for (int number = 0; number < 3; ++number) step(number);
+      const internal::v1::RankStats before = worker.runtime->Stats();
+      EXPECT_EQ(before.expert_load_size(), kLayers * 8);
+      worker.runtime->End(true);
+
+      // Experts 2 and 3 go to rank 1, 9 comes to rank 0, and both have 12.
+      assignment.set_epoch(8);
+      assignment.set_continues(true);
+      for (const int expert : {2, 3}) Place(assignment, expert, {1});
+      Place(assignment, 9, {0});
+      Place(assignment, 12, {0, 1});
+      worker.loaded = 0;
+      ready = worker.runtime->Begin(2, assignment, *next_rendezvous, worker.Count());
+      ASSERT_TRUE(ready.ok()) << ready.status();
+      const int64_t moved = kLayers * 2 * expert_bytes;  // two to each rank
+      EXPECT_EQ(worker.loaded, moved);
+      EXPECT_EQ(ready->loaded_bytes(), static_cast<uint64_t>(moved));
+      const int64_t more = rank == 0 ? 0 : kLayers * expert_bytes;
+      EXPECT_EQ(ready->weight_bytes(), all + static_cast<uint64_t>(more));
+      EXPECT_EQ(worker.runtime->Stats().exchange_bytes(), 0u) << "totals of an epoch";
+      for (int number = 3; number < kSteps; ++number) step(number);
+      const internal::v1::RankStats after = worker.runtime->Stats();
+      EXPECT_EQ(after.expert_load_size(), kLayers * (rank == 0 ? 8 : 9));
+      EXPECT_EQ(after.copies_to_rank_size(), 2);
+      EXPECT_EQ(after.bytes_to_rank(rank), 0u);
+      EXPECT_EQ(after.exchange_bytes(), after.bytes_to_rank(1 - rank));
+      EXPECT_GT(after.exchange_bytes(), 0u);
+      worker.runtime->End(false);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(workers[0].tokens, uninterrupted[0].tokens);
+}
+
+TEST(ModelRuntime, NothingIsContinuedThatIsNotThere) {
+  Worker worker;
+  auto rendezvous = MakeLocalRendezvous();
+  internal::v1::Assignment assignment = MakeAssignment(1, 1, 0);
+  assignment.set_epoch(1);
+  const auto begin = [&](uint64_t epoch, bool continues) {
+    assignment.set_epoch(epoch);
+    assignment.set_continues(continues);
+    const absl::Status status =
+        worker.runtime->Begin(epoch, assignment, *rendezvous, worker.Count()).status();
+    return status.code();
+  };
+  EXPECT_EQ(begin(1, true), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(begin(2, false), absl::StatusCode::kOk);
+  worker.runtime->End(false);
+  EXPECT_EQ(begin(3, true), absl::StatusCode::kFailedPrecondition) << "they were forgotten";
+  EXPECT_EQ(begin(4, false), absl::StatusCode::kOk);
+  worker.runtime->End(true);
+  EXPECT_EQ(begin(6, true), absl::StatusCode::kFailedPrecondition) << "of another epoch";
+  EXPECT_EQ(begin(7, false), absl::StatusCode::kOk);
+  worker.runtime->End(true);
+  EXPECT_EQ(begin(8, true), absl::StatusCode::kOk);
+  worker.runtime->End(false);
+}
+
 TEST(ModelRuntime, FilesThatChangedAreLoadedAgain) {
   namespace fs = std::filesystem;
   const std::string dir = testing::TempDir() + "/changing_model";
@@ -148,7 +242,7 @@ TEST(ModelRuntime, FilesThatChangedAreLoadedAgain) {
     assignment.set_model_dir(dir);
     worker.loaded = 0;
     EXPECT_TRUE(worker.runtime->Begin(generation, assignment, *rendezvous, worker.Count()).ok());
-    worker.runtime->End();
+    worker.runtime->End(false);
     return worker.loaded;
   };
   EXPECT_GT(loaded_by_an_epoch(1), 0);
@@ -184,7 +278,7 @@ TEST(ModelRuntime, AbortLeavesTheWaitForPeers) {
   });
   EXPECT_FALSE(worker.runtime->Begin(1, MakeAssignment(2, 1, 0), ghost, worker.Count()).ok());
   aborter.join();
-  worker.runtime->End();
+  worker.runtime->End(false);
 }
 
 TEST(ModelRuntime, AbortFailsTheStepThatWaitsForAPeerAndTheNextEpochWorks) {
@@ -205,8 +299,8 @@ TEST(ModelRuntime, AbortFailsTheStepThatWaitsForAPeerAndTheNextEpochWorks) {
   begun.WaitForNotification();
   workers[0].runtime->Abort(1);
   for (std::thread& thread : threads) thread.join();
-  workers[0].runtime->End();
-  workers[1].runtime->End();
+  workers[0].runtime->End(false);
+  workers[1].runtime->End(false);
   RunEpoch(workers, 2, 1, 2);
   EXPECT_EQ(workers[0].tokens.size(), static_cast<size_t>(kSteps));
 }

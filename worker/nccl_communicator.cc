@@ -52,7 +52,8 @@ class NcclCommunicator final : public Communicator {
       : rank_(session->rank()),
         size_(session->size()),
         scratch_(std::move(scratch)),
-        session_(std::move(session)) {
+        session_(std::move(session)),
+        bytes_to_(size_) {
     transfers_.reserve(size_);
     begin_.resize(size_ + 1);
   }
@@ -63,7 +64,7 @@ class NcclCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   bool asynchronous() const override { return true; }
-  int64_t bytes_sent() const override { return bytes_sent_; }
+  std::span<const int64_t> bytes_sent_to() const override { return bytes_to_; }
   double seconds_waited() const override { return 0; }
   absl::Status Check() override { return session_->status(); }
   void Abort() override { session_->Fail("aborted"); }
@@ -117,19 +118,19 @@ class NcclCommunicator final : public Communicator {
 
   // Enqueues transfers_; what goes to this rank itself is copied.
   absl::Status Exchange() {
-    int64_t sent = 0;
     bool any = false;
     for (NcclSession::Transfer& transfer : transfers_) {
       if (transfer.peer == rank_) {
         RETURN_IF_ERROR(CopyOwn(transfer));
         transfer.send_bytes = transfer.recv_bytes = 0;
       }
-      sent += transfer.send_bytes;
       any = any || transfer.send_bytes > 0 || transfer.recv_bytes > 0;
     }
     if (!any) return Check();
     RETURN_IF_ERROR(session_->Enqueue(transfers_));
-    bytes_sent_ += sent;
+    for (const NcclSession::Transfer& transfer : transfers_) {
+      bytes_to_[transfer.peer] += transfer.send_bytes;
+    }
     return absl::OkStatus();
   }
 
@@ -227,9 +228,10 @@ class NcclCommunicator final : public Communicator {
   const int size_;
   const kernels::Buffer scratch_;  // outlives what the session has enqueued
   const std::unique_ptr<NcclSession> session_;
-  std::atomic<int64_t> bytes_sent_{0};
 
-  // Of the step thread: what the running call transfers, and where each rank's values begin.
+  // Of the step thread: bytes sent so far, what the running call transfers, and where each rank's
+  // values begin.
+  std::vector<int64_t> bytes_to_;  // [size]
   std::vector<NcclSession::Transfer> transfers_;
   std::vector<int64_t> begin_;  // [size + 1]
 };
@@ -241,7 +243,7 @@ absl::Status NcclCommunicator::WarmUp(const NcclOptions& options, absl::Time dea
     Add(r, Offset(scratch(), rank_ * kAlign), kAlign, Offset(scratch(), r * kAlign), kAlign);
   }
   RETURN_IF_ERROR(Exchange());
-  bytes_sent_ = 0;
+  std::fill(bytes_to_.begin(), bytes_to_.end(), 0);
   for (;;) {
     const cudaError_t state = cudaStreamQuery(session_->stream());
     if (state != cudaErrorNotReady) {

@@ -12,8 +12,8 @@
 //   it, and ends what waits on the stream, as Abort does. So what was enqueued completes, with
 //   garbage; Check() then tells, and is to be asked before a step's results are believed. A peer
 //   that is merely silent is found by nobody here: Abort is for those whose heartbeats stop.
-// - seconds_waited() is always 0: what waits is the stream. bytes_sent() counts calls, not replays
-//   of graphs that captured them.
+// - seconds_waited() is always 0: what waits is the stream. bytes_sent_to() counts calls, not
+//   replays of graphs that captured them.
 // - Without Abort, the destructor waits until the peers have taken what was sent to them.
 
 #include <cstdint>

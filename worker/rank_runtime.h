@@ -26,7 +26,9 @@ class RankRuntime {
   virtual ~RankRuntime() = default;
 
   // Connects to the peers and loads what the rank needs; weights that are resident and still
-  // assigned stay. The result is complete but for its epoch. `rendezvous` lives until End.
+  // assigned stay. An assignment that continues the last epoch needs its sequences to be there
+  // (End), or is FAILED_PRECONDITION. The result is complete but for its epoch. `rendezvous` lives
+  // until End.
   virtual absl::StatusOr<internal::v1::Ready> Begin(Generation generation,
                                                     const internal::v1::Assignment& assignment,
                                                     Rendezvous& rendezvous,
@@ -36,11 +38,12 @@ class RankRuntime {
   // the epoch cannot go on.
   virtual absl::StatusOr<internal::v1::StepResult> Step(const internal::v1::StepPlan& plan) = 0;
 
-  // Totals since Begin.
+  // Totals since Begin, and what is allocated now. May wait for the device.
   virtual internal::v1::RankStats Stats() = 0;
 
-  // Forgets sequences and communicators, keeps the weights.
-  virtual void End() = 0;
+  // Forgets the communicators, keeps the weights; forgets the sequences too, unless the next Begin
+  // is going to continue this epoch.
+  virtual void End(bool continues) = 0;
 
   // Any thread: a Begin or Step of `generation` or an earlier one, running or still to come,
   // returns soon with an error.

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "model/bfloat16.h"
+#include "worker/expert_exchange_base.h"
 #include "worker/kv_cache.h"
 #include "worker/metered_communicator.h"
 #include "worker/transformer_buffers.h"
@@ -33,6 +36,9 @@ struct Observed {
   std::span<const std::vector<float>> layer_inputs;
 };
 
+// What makes steps alike for a recording: record key, rows, samples.
+using StepKey = std::tuple<uint64_t, int, int>;
+
 // What a step works on.
 struct Pass {
   ExpertPath path = ExpertPath::kLocal;
@@ -55,8 +61,7 @@ class RankTransformer final : public Transformer {
         placement_(placement),
         options_(options),
         ops_(ops),
-        world_(world),
-        loads_on_host_(ops.info().device == "cpu") {
+        world_(world) {
     if (tp_group != nullptr) group_ = std::make_unique<MeteredCommunicator>(*tp_group);
   }
 
@@ -66,16 +71,20 @@ class RankTransformer final : public Transformer {
                                   int bucket) override;
   absl::StatusOr<Trace> TraceStep(const ResolvedStep& step,
                                   std::span<const std::vector<float>> layer_inputs) override;
+  absl::Status Regroup(Communicator* world, Communicator* tp_group) override;
   const ExchangeStats& exchange_stats() const override { return stats_; }
-  std::vector<uint64_t> ExpertLoad() override { return load_; }
+  std::vector<uint64_t> ExpertLoad() override { return ReadTotals(load_); }
+  std::vector<uint64_t> CopiesToRanks() override;
   int64_t kv_bytes() const override { return cache_->bytes(); }
   int64_t activation_bytes() const override {
-    return TotalBytes(buffers_.memory) + TotalBytes(memory_) + output_->bytes() + exchanges_.bytes;
+    return TotalBytes(buffers_.memory) + TotalBytes(memory_) + TotalBytes(load_memory_) +
+           output_->bytes() + exchanges_.bytes;
   }
 
  private:
   absl::Status MakeExchanges();
-  absl::Status MakeLocalIndices();
+  void WriteLocalIndices();
+  absl::Status MakeLoadTotals();
   absl::Status CheckRows(const ResolvedStep& step) const;
   absl::StatusOr<Pass> PlanPass(int rows, internal::v1::ExchangeMode mode, int bucket) const;
 
@@ -87,11 +96,13 @@ class RankTransformer final : public Transformer {
   absl::Status OwnExperts(int layer, const Pass& pass, Tensor normed, Tensor x);
   absl::Status ExchangedExperts(int layer, const Pass& pass, Tensor normed,
                                 const kernels::Routing& routing, Tensor x);
-  void ComputeExperts(int layer, const kernels::ExpertTokens& tokens);
-  void CountLoad(int layer, const kernels::ExpertTokens& tokens);
+  void ComputeExperts(int layer, kernels::ExpertTokens tokens);
 
   void TellSlots(const ResolvedStep& step);
-  void UpdateStats();
+  void NoteStepBytes(const StepKey& key);
+  void UpdateStats(const StepKey& key, bool replayed);
+  ExchangeStats CallStats() const;
+  std::vector<uint64_t> ReadTotals(Tensor totals);
   void Observe(Tensor hidden, Observed* observed);
   void ObserveRouting(Tensor normed, const kernels::Routing& routing, Observed* observed);
   void ObserveFinalNorm(Tensor x, Observed* observed);
@@ -103,20 +114,28 @@ class RankTransformer final : public Transformer {
   const model::Placement& placement_;
   const TransformerOptions options_;
   kernels::Ops& ops_;
-  Communicator* const world_;
-  const bool loads_on_host_;
+  Communicator* world_;
 
   std::unique_ptr<MeteredCommunicator> group_;  // the tp group, null for tp = 1
   TransformerBuffers buffers_;
   std::optional<KvCache> cache_;
   std::optional<TransformerOutput> output_;
   ExpertExchanges exchanges_;  // null for world = 1
-  Tensor local_index_;  // i32 [layers, experts], experts of which this rank is not the primary: -1
+  // i32 [layers, experts] where rows are replicated; experts that another rank computes: -1.
+  Tensor local_index_;
   std::vector<kernels::Buffer> memory_;
 
+  Tensor load_;  // u8 [layers x local experts, 8]: u64 totals, device memory
+  std::vector<kernels::Buffer> load_memory_;
+  std::vector<int64_t> load_offset_;  // [layers] first row of load_
+
   ExchangeStats stats_;
-  std::vector<uint64_t> load_;       // [layers, local experts]
-  std::vector<size_t> load_offset_;  // [layers] into load_
+  // Bytes to each rank, [world]: of all calls until the end of the last step; of the calls of a
+  // step that is recorded in place of others; of all steps that were replayed, for which nobody
+  // calls.
+  std::vector<int64_t> called_bytes_;
+  std::map<StepKey, std::vector<int64_t>> step_bytes_;
+  std::vector<int64_t> replayed_bytes_;
 };
 
 // What decides the calls of a step beside its rows; 0: they may not be recorded. The exact exchange
@@ -137,7 +156,10 @@ int MaxShare(const TransformerOptions& options) {
 
 absl::Status RankTransformer::Allocate() {
   RETURN_IF_ERROR(MakeExchanges());
-  RETURN_IF_ERROR(MakeLocalIndices());
+  ASSIGN_OR_RETURN(local_index_, AllocateTensor(ops_, kernels::DType::kI32, config_.num_layers,
+                                                config_.num_experts, memory_));
+  WriteLocalIndices();
+  RETURN_IF_ERROR(MakeLoadTotals());
   const model::Range kv_heads =
       model::KvHeadRange(config_, options_.shape.tp, options_.shape.tp_rank(options_.rank));
   TransformerSizes sizes;
@@ -156,33 +178,57 @@ absl::Status RankTransformer::Allocate() {
   ASSIGN_OR_RETURN(cache_, KvCache::Create(config_, cache_shape, ops_));
   ASSIGN_OR_RETURN(output_, TransformerOutput::Create(config_, weights_, options_.max_sequences,
                                                       ops_, group_.get()));
-  for (const LayerWeights& layer : weights_.layers) {
-    load_offset_.push_back(load_.size());
-    load_.resize(load_.size() + layer.local_experts.size());
-  }
+  return absl::OkStatus();
+}
+
+absl::Status RankTransformer::Regroup(Communicator* world, Communicator* tp_group) {
+  CONCLAVE_CHECK((world == nullptr) == (world_ == nullptr));
+  CONCLAVE_CHECK((tp_group == nullptr) == (group_ == nullptr));
+  world_ = world;
+  if (group_ != nullptr) group_->Rebind(*tp_group);
+  exchanges_ = {};  // not both at once
+  RETURN_IF_ERROR(MakeExchanges());
+  WriteLocalIndices();
+  RETURN_IF_ERROR(MakeLoadTotals());
+  stats_ = {};
   return absl::OkStatus();
 }
 
 absl::Status RankTransformer::MakeExchanges() {
+  const int world = world_ == nullptr ? 0 : options_.shape.world();
+  step_bytes_.clear();
+  called_bytes_.assign(world, 0);
+  replayed_bytes_.assign(world, 0);
   if (world_ == nullptr) return absl::OkStatus();
   const ExchangeOptions options = {.max_rows = MaxShare(options_)};
   ASSIGN_OR_RETURN(exchanges_, MakeExpertExchanges(config_, placement_, *world_, ops_, options));
   return absl::OkStatus();
 }
 
-absl::Status RankTransformer::MakeLocalIndices() {
+void RankTransformer::WriteLocalIndices() {
   std::vector<int32_t> index(int64_t{config_.num_layers} * config_.num_experts, -1);
   for (int layer = 0; layer < config_.num_layers; ++layer) {
     const std::vector<int>& local = weights_.layers[layer].local_experts;
     for (size_t i = 0; i < local.size(); ++i) {
-      const int primary = placement_.layers[layer].ranks_of_expert[local[i]].front();
-      if (primary != options_.rank) continue;
-      index[int64_t{layer} * config_.num_experts + local[i]] = static_cast<int32_t>(i);
+      const int expert = local[i];
+      const std::vector<int>& holders = placement_.layers[layer].ranks_of_expert[expert];
+      if (ReplicaFor(holders, expert) != options_.rank) continue;
+      index[int64_t{layer} * config_.num_experts + expert] = static_cast<int32_t>(i);
     }
   }
-  ASSIGN_OR_RETURN(local_index_, AllocateTensor(ops_, kernels::DType::kI32, config_.num_layers,
-                                                config_.num_experts, memory_));
   ops_.Write(local_index_, index.data());
+}
+
+absl::Status RankTransformer::MakeLoadTotals() {
+  load_offset_.clear();
+  load_memory_.clear();
+  int64_t experts = 0;
+  for (const LayerWeights& layer : weights_.layers) {
+    load_offset_.push_back(experts);
+    experts += static_cast<int64_t>(layer.local_experts.size());
+  }
+  ASSIGN_OR_RETURN(
+      load_, AllocateTensor(ops_, kernels::DType::kU8, experts, sizeof(uint64_t), load_memory_));
   return absl::OkStatus();
 }
 
@@ -333,32 +379,16 @@ absl::Status RankTransformer::ExchangedExperts(int layer, const Pass& pass, Tens
   return pass.exchange->Combine(buffers_.expert_sum, x);
 }
 
-void RankTransformer::ComputeExperts(int layer, const kernels::ExpertTokens& tokens) {
+void RankTransformer::ComputeExperts(int layer, kernels::ExpertTokens tokens) {
+  tokens.load = load_.as<uint64_t>() + load_offset_[layer];
   const kernels::ExpertWeights& experts = *weights_.layers[layer].experts;
   ops_.ExpertGateUp(experts, tokens, buffers_.expert_hidden);
   ops_.ExpertDown(experts, tokens, buffers_.expert_hidden, buffers_.expert_sum);
-  if (loads_on_host_) CountLoad(layer, tokens);
-}
-
-void RankTransformer::CountLoad(int layer, const kernels::ExpertTokens& tokens) {
-  uint64_t* load = load_.data() + load_offset_[layer];
-  for (int source = 0; source < tokens.num_sources; ++source) {
-    for (int64_t copy = 0; copy < tokens.count(source); ++copy) {
-      const int64_t slot = tokens.first_slot[source] + copy;
-      const auto* ids =
-          reinterpret_cast<const int32_t*>(tokens.expert_ids + slot * tokens.expert_ids_stride);
-      for (int choice = 0; choice < config_.experts_per_token; ++choice) {
-        const int32_t local = ids[choice] < 0 ? -1 : tokens.local_index[ids[choice]];
-        if (local >= 0) ++load[local];
-      }
-    }
-  }
 }
 
 absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
                                                  internal::v1::ExchangeMode mode, int bucket) {
   const SteadyClock::time_point start = SteadyClock::now();
-  const ExchangeStats before = stats_;
   RETURN_IF_ERROR(CheckRows(step));
   kernels::StepBatch batch = step.batch();
   const int logprobs = MaxLogprobs(batch.sample_params);
@@ -367,6 +397,7 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
   }
   TellSlots(step);
   const kernels::StepLaunch launch = ops_.BeginStep(batch);
+  const StepKey key = {batch.record_key, launch.rows, launch.samples};
   const Tensor x = buffers_.x.Rows(0, launch.rows);
   const auto enqueue = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Pass pass, PlanPass(launch.rows, mode, bucket));
@@ -378,6 +409,7 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
       ops_.Finish().IgnoreError();  // leaves nothing half recorded
       return status;
     }
+    NoteStepBytes(key);
   }
   ops_.Submit();
   StepOutput out;
@@ -395,10 +427,12 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
   RETURN_IF_ERROR(ops_.Finish());
   if (world_ != nullptr) RETURN_IF_ERROR(world_->Check());
   if (group_ != nullptr) RETURN_IF_ERROR(group_->Check());
-  UpdateStats();
+  const double seconds_before = stats_.seconds;
+  const double waited_before = stats_.wait_seconds;
+  UpdateStats(key, launch.replayed);
   out.step_ns = static_cast<int64_t>(SecondsSince(start) * 1e9);
-  out.exchange_ns = static_cast<int64_t>((stats_.seconds - before.seconds) * 1e9);
-  out.wait_ns = static_cast<int64_t>((stats_.wait_seconds - before.wait_seconds) * 1e9);
+  out.exchange_ns = static_cast<int64_t>((stats_.seconds - seconds_before) * 1e9);
+  out.wait_ns = static_cast<int64_t>((stats_.wait_seconds - waited_before) * 1e9);
   return out;
 }
 
@@ -408,24 +442,57 @@ void RankTransformer::TellSlots(const ResolvedStep& step) {
   }
 }
 
-void RankTransformer::UpdateStats() {
+// Between the calls that may be recorded and those that follow Submit.
+void RankTransformer::NoteStepBytes(const StepKey& key) {
+  if (world_ == nullptr) return;
+  std::vector<int64_t>& bytes = step_bytes_[key] = CallStats().bytes_to;
+  for (size_t rank = 0; rank < bytes.size(); ++rank) bytes[rank] -= called_bytes_[rank];
+}
+
+// After a step. One that was replayed moved what the calls of its like moved when they were made.
+void RankTransformer::UpdateStats(const StepKey& key, bool replayed) {
+  stats_ = CallStats();
+  called_bytes_ = stats_.bytes_to;
+  for (size_t rank = 0; rank < called_bytes_.size(); ++rank) {
+    if (replayed) replayed_bytes_[rank] += step_bytes_[key][rank];
+    stats_.bytes_to[rank] += replayed_bytes_[rank];
+  }
+}
+
+// Of the calls made so far.
+ExchangeStats RankTransformer::CallStats() const {
   ExchangeStats sum;
+  if (world_ == nullptr) return sum;
+  sum.bytes_to.resize(options_.shape.world());
   for (const ExpertExchange* exchange : {exchanges_.fixed.get(), exchanges_.exact.get()}) {
-    if (exchange == nullptr) continue;
     const ExchangeStats part = exchange->stats();
-    sum.dispatched_copies += part.dispatched_copies;
-    sum.payload_bytes += part.payload_bytes;
-    sum.wire_bytes += part.wire_bytes;
-    sum.occupied_slots += part.occupied_slots;
+    for (size_t rank = 0; rank < sum.bytes_to.size(); ++rank) {
+      sum.bytes_to[rank] += part.bytes_to[rank];
+    }
     sum.seconds += part.seconds;
     sum.wait_seconds += part.wait_seconds;
   }
-  if (group_ != nullptr) {
-    sum.wire_bytes += group_->bytes_sent();
-    sum.seconds += group_->seconds();
-    sum.wait_seconds += group_->seconds_waited();
+  if (group_ == nullptr) return sum;
+  const int first = options_.rank - options_.shape.tp_rank(options_.rank);
+  for (int peer = 0; peer < group_->size(); ++peer) {
+    sum.bytes_to[first + peer] += group_->bytes_sent_to()[peer];
   }
-  stats_ = sum;
+  sum.seconds += group_->seconds();
+  sum.wait_seconds += group_->seconds_waited();
+  return sum;
+}
+
+std::vector<uint64_t> RankTransformer::CopiesToRanks() {
+  if (world_ == nullptr) return {};
+  std::vector<uint64_t> copies = ReadTotals(exchanges_.copies);
+  copies[options_.rank] = 0;
+  return copies;
+}
+
+std::vector<uint64_t> RankTransformer::ReadTotals(Tensor totals) {
+  std::vector<uint64_t> out(totals.rows);
+  ops_.Read(totals, out.data());
+  return out;
 }
 
 absl::StatusOr<Transformer::Trace> RankTransformer::TraceStep(

@@ -12,8 +12,9 @@
 //
 //   world = 1           no exchange
 //   tp = 1              each group is one rank: dispatch, experts, combine over the world
-//   replicated (dp = 1) every rank routes the same rows and computes its primary experts on its own
-//                       copy; the partial sums of o_proj and of the experts are all-reduced
+//   replicated (dp = 1) every rank routes the same rows and computes its experts on its own copy, a
+//                       replicated one on one of its ranks, always the same (ReplicaFor); the
+//                       partial sums of o_proj and of the experts are all-reduced
 //   tp > 1 otherwise    the group's rows are partitioned over its tp ranks (contiguous, as even as
 //                       they get: rank r has rows [T r / tp, T (r + 1) / tp)): reduce-scatter after
 //                       o_proj, routing and dispatch of the share, combine, all-gather of x
@@ -90,9 +91,18 @@ class Transformer {
                                           std::span<const std::vector<float>> layer_inputs) = 0;
   absl::StatusOr<Trace> TraceStep(const ResolvedStep& step) { return TraceStep(step, {}); }
 
+  // Goes on in a new epoch: the experts of `weights` and `placement` have been replaced in place,
+  // `world` and `tp_group` take the place of those of before. Between steps, when nothing recorded
+  // is left. Sequences keep their cache; what is counted begins anew.
+  virtual absl::Status Regroup(Communicator* world, Communicator* tp_group) = 0;
+
+  // All three since Create or Regroup.
   virtual const ExchangeStats& exchange_stats() const = 0;
-  // Token-expert pairs computed here since Create, [layers, local experts].
+  // Token-expert pairs computed here, [layers, local experts]. Waits for the device.
   virtual std::vector<uint64_t> ExpertLoad() = 0;
+  // Copies sent to each rank's experts, [world], 0 for this one's; empty in a world of one. Waits
+  // for the device.
+  virtual std::vector<uint64_t> CopiesToRanks() = 0;
   virtual int64_t kv_bytes() const = 0;
   // Of all other buffers; model::PlanActivations foretells it.
   virtual int64_t activation_bytes() const = 0;

@@ -2,11 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <utility>
 
 #include "base/status_macros.h"
-#include "model/mxfp4.h"
+#include "worker/weights_experts.h"
 #include "worker/weights_generator.h"
 #include "worker/weights_pager.h"
 #include "worker/weights_slice.h"
@@ -182,19 +181,9 @@ absl::Status Loader::SliceExperts(int layer) {
   const model::LayerTensors& tensors = checkpoint_.tensors().layers[layer];
   WeightSlicer& slicer = layer_slicers_[layer];
   weights_.layers[layer].local_experts = request_.placement->layers[layer].ExpertsOf(request_.rank);
-  for (int expert : weights_.layers[layer].local_experts) {
-    kernels::HostExpert host;
-    if (checkpoint_.layout() == model::Layout::kBf16) {
-      ASSIGN_OR_RETURN(host.gate_up_dense, slicer.Bf16Entry(tensors.gate_up_dense, expert));
-      ASSIGN_OR_RETURN(host.down_dense, slicer.Bf16Entry(tensors.down_dense, expert));
-    } else {
-      ASSIGN_OR_RETURN(host.gate_up_blocks, slicer.BytesEntry(tensors.gate_up_blocks, expert));
-      ASSIGN_OR_RETURN(host.gate_up_scales, slicer.BytesEntry(tensors.gate_up_scales, expert));
-      ASSIGN_OR_RETURN(host.down_blocks, slicer.BytesEntry(tensors.down_blocks, expert));
-      ASSIGN_OR_RETURN(host.down_scales, slicer.BytesEntry(tensors.down_scales, expert));
-    }
-    ASSIGN_OR_RETURN(host.gate_up_bias, slicer.Bf16Entry(tensors.gate_up_bias, expert));
-    ASSIGN_OR_RETURN(host.down_bias, slicer.Bf16Entry(tensors.down_bias, expert));
+  for (const int expert : weights_.layers[layer].local_experts) {
+    ASSIGN_OR_RETURN(const kernels::HostExpert host,
+                     SliceExpert(checkpoint_, tensors, expert, slicer));
     slices_[layer].experts.push_back(host);
   }
   return absl::OkStatus();
@@ -239,17 +228,6 @@ absl::Status Loader::LoadModel() {
   return absl::OkStatus();
 }
 
-// Scales of one projection of one expert.
-absl::Status CheckScales(const uint8_t* scales, int64_t size, const model::TensorView& view,
-                         int expert) {
-  const uint8_t largest = *std::max_element(scales, scales + size);
-  if (largest <= model::kMaxMxfp4Scale) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      fmt::format("{}: {} of expert {} holds the scale byte {}; the largest that float32 can hold "
-                  "is {}",
-                  view.file, view.name, expert, largest, model::kMaxMxfp4Scale));
-}
-
 absl::Status Loader::LoadLayer(int layer) {
   const LayerSlices& in = slices_[layer];
   LayerWeights& out = weights_.layers[layer];
@@ -268,15 +246,8 @@ absl::Status Loader::LoadLayer(int layer) {
   ASSIGN_OR_RETURN(out.router.bias, LoadVector(in.router_bias));
 
   const model::LayerTensors& tensors = checkpoint_.tensors().layers[layer];
-  const int64_t hidden = config_.hidden_size;
-  const int64_t intermediate = config_.intermediate_size;
   for (size_t i = 0; i < in.experts.size(); ++i) {
-    const kernels::HostExpert& expert = in.experts[i];
-    if (expert.gate_up_scales == nullptr) continue;
-    RETURN_IF_ERROR(CheckScales(expert.gate_up_scales, 2 * intermediate * (hidden / 32),
-                                tensors.gate_up_scales, out.local_experts[i]));
-    RETURN_IF_ERROR(CheckScales(expert.down_scales, hidden * (intermediate / 32),
-                                tensors.down_scales, out.local_experts[i]));
+    RETURN_IF_ERROR(CheckExpertScales(config_, tensors, out.local_experts[i], in.experts[i]));
   }
   ASSIGN_OR_RETURN(out.experts, ops_.LoadExperts(in.experts));
   return absl::OkStatus();

@@ -146,7 +146,7 @@ class Bench {
     ExpertStaging staging;
     for (int layer = 0; layer < model.layers; ++layer) {
       layers_.push_back(
-          Check(kernels::cuda::LoadExpertWeights(model.shape, experts, pool, staging)));
+          Check(kernels::cuda::LoadExpertWeights(model.shape, experts, {}, pool, staging)));
     }
     kernels_ = Check(ExpertKernels::Make(model.shape, max_tokens));
   }

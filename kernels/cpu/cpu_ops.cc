@@ -49,9 +49,9 @@ absl::StatusOr<VectorWeight> CpuOps::LoadVector(std::span<const uint16_t> values
 }
 
 absl::StatusOr<std::unique_ptr<ExpertWeights>> CpuOps::LoadExperts(
-    std::span<const HostExpert> experts) {
+    std::span<const HostExpert> experts, const KeptExperts& kept) {
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertWeights> loaded,
-                   CpuExperts::Load(experts, hidden_, expert_shape_.intermediate, pool_));
+                   CpuExperts::Load(experts, kept, hidden_, expert_shape_.intermediate, pool_));
   return loaded;
 }
 

@@ -29,8 +29,8 @@ class CpuOps final : public Ops {
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
   absl::StatusOr<DenseWeight> LoadDense(const HostMatrix& matrix) override;
   absl::StatusOr<VectorWeight> LoadVector(std::span<const uint16_t> values) override;
-  absl::StatusOr<std::unique_ptr<ExpertWeights>> LoadExperts(
-      std::span<const HostExpert> experts) override;
+  absl::StatusOr<std::unique_ptr<ExpertWeights>> LoadExperts(std::span<const HostExpert> experts,
+                                                             const KeptExperts& kept) override;
   void Write(const Tensor& destination, const void* host) override;
 
   void SetSlotSampling(int slot, const SlotSampling& sampling) override;

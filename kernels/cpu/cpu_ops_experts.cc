@@ -59,6 +59,8 @@ void CpuOps::ExpertDown(const ExpertWeights& experts, const ExpertTokens& tokens
   RunDown(weights, groups, expert_shape_, pool_, packed_experts_, activations.as<float>(),
           partial.as<double>());
   CountLaunch(weights, tokens);
+  if (tokens.load == nullptr) return;
+  for (const ExpertGroup& group : groups.groups) tokens.load[group.local] += group.jobs.size();
 }
 
 void CpuOps::CountLaunch(const CpuExperts& experts, const ExpertTokens& tokens) {

@@ -294,6 +294,14 @@ TEST(ExpertOpsTest, TheTransposedBf16LayoutGivesTheBitsOfMxfp4) {
   const ExpertTokens tokens = step.Tokens(index);
   EXPECT_EQ(RunExperts(*ops, *from_dense, tokens, config, step.rows).partial,
             RunExperts(*ops, *from_mxfp4, tokens, config, step.rows).partial);
+
+  // A kept expert is not copied out of its file again: this one would be wrong.
+  std::swap(dense[3].gate_up_dense, dense[4].gate_up_dense);
+  std::vector<int> kept = AllIds(16);
+  kept[8] = -1;
+  const auto moved = *ops->LoadExperts(dense, {.from = from_dense.get(), .index = kept});
+  EXPECT_EQ(RunExperts(*ops, *moved, tokens, config, step.rows).partial,
+            RunExperts(*ops, *from_dense, tokens, config, step.rows).partial);
 }
 
 TEST(ExpertOpsTest, AScaleThatCanOverflowIsRefusedByExpertAndRow) {
@@ -369,6 +377,32 @@ TEST(ExpertOpsTest, PaddingIsNeitherReadNorWritten) {
     ASSERT_EQ(std::memcmp(partial, plain.partial.data() + source_row * data.H(),
                           data.H() * sizeof(double)),
               0);
+  }
+}
+
+TEST(ExpertOpsTest, KeptExpertsGiveTheSameBitsAndThePairsOfEachAreCounted) {
+  RandomData random(18);
+  const model::Config config = SmallConfig();
+  const ExpertData data(random, config, 2 * config.intermediate_size);
+  const StepTokens step(random, config, 9);
+  const auto ops = MakeCpuOps(config, 2, {.threads = 2});
+  const std::vector<int> local = {2, 5, 9, 11};
+  const std::vector<int32_t> index = LocalIndex(local, 16);
+  const auto before = *ops->LoadExperts(data.Mxfp4({5, 7, 11}));
+  const auto fresh = *ops->LoadExperts(data.Mxfp4(local));
+  const std::vector<int> kept = {-1, 0, -1, 2};
+  const auto moved = *ops->LoadExperts(data.Mxfp4(local), {.from = before.get(), .index = kept});
+  ExpertTokens tokens = step.Tokens(index);
+  const Result expected = RunExperts(*ops, *fresh, tokens, config, step.rows);
+  std::vector<uint64_t> load(local.size(), 100);
+  tokens.load = load.data();
+  const Result result = RunExperts(*ops, *moved, tokens, config, step.rows);
+  EXPECT_EQ(std::memcmp(result.partial.data(), expected.partial.data(),
+                        expected.partial.size() * sizeof(double)),
+            0);
+  for (size_t i = 0; i < local.size(); ++i) {
+    const auto pairs = std::count(step.ids.begin(), step.ids.end(), local[i]);
+    EXPECT_EQ(load[i], 100 + static_cast<uint64_t>(pairs)) << local[i];
   }
 }
 

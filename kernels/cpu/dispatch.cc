@@ -53,6 +53,7 @@ void PackCopies(const DispatchTables& tables, const SlotLayout& layout, const Te
     std::byte* header = send.as<std::byte>() + d * block_bytes;
     std::memset(header, 0, layout.slot_bytes);
     std::memcpy(header, &count[d], sizeof(int32_t));
+    if (tables.copies != nullptr) tables.copies[d] += static_cast<uint64_t>(count[d]);
   }
 }
 

@@ -26,9 +26,10 @@ absl::Status CheckScale(const uint8_t* scales, int64_t rows, int64_t blocks, int
 }
 
 // from [inputs, outputs] -> rows of outputs, in squares that fit the cache.
-std::unique_ptr<uint16_t[]> Transposed(const uint16_t* from, int64_t inputs, int64_t outputs) {
+std::shared_ptr<const uint16_t[]> Transposed(const uint16_t* from, int64_t inputs,
+                                             int64_t outputs) {
   constexpr int64_t kSquare = 64;
-  auto out = std::make_unique_for_overwrite<uint16_t[]>(inputs * outputs);
+  auto out = std::make_shared_for_overwrite<uint16_t[]>(inputs * outputs);
   for (int64_t i0 = 0; i0 < inputs; i0 += kSquare) {
     for (int64_t o0 = 0; o0 < outputs; o0 += kSquare) {
       for (int64_t o = o0; o < std::min(o0 + kSquare, outputs); ++o) {
@@ -44,13 +45,14 @@ std::unique_ptr<uint16_t[]> Transposed(const uint16_t* from, int64_t inputs, int
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CpuExperts>> CpuExperts::Load(std::span<const HostExpert> experts,
+                                                             const KeptExperts& kept,
                                                              int64_t hidden, int64_t intermediate,
                                                              base::ThreadPool& pool) {
   std::unique_ptr<CpuExperts> out(new CpuExperts(experts, hidden, intermediate));
   if (out->dense_) {
-    out->CopyDense(pool);
+    out->CopyDense(kept, pool);
   } else {
-    RETURN_IF_ERROR(out->CheckScales(pool));
+    RETURN_IF_ERROR(out->CheckScales(kept, pool));
   }
   return out;
 }
@@ -66,11 +68,12 @@ CpuExperts::CpuExperts(std::span<const HostExpert> experts, int64_t hidden, int6
   CONCLAVE_CHECK(dense_ || (hidden % kBlockColumns == 0 && intermediate % kBlockColumns == 0));
 }
 
-absl::Status CpuExperts::CheckScales(base::ThreadPool& pool) const {
+absl::Status CpuExperts::CheckScales(const KeptExperts& kept, base::ThreadPool& pool) const {
   std::vector<absl::Status> found(experts_.size());
   pool.ParallelFor(num_local(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int expert = static_cast<int>(i);
+      if (kept.of(i) >= 0) continue;
       found[i] = CheckScale(experts_[i].gate_up_scales, 2 * intermediate_, hidden_ / kBlockColumns,
                             expert, "gate_up");
       found[i].Update(CheckScale(experts_[i].down_scales, hidden_, intermediate_ / kBlockColumns,
@@ -81,11 +84,17 @@ absl::Status CpuExperts::CheckScales(base::ThreadPool& pool) const {
   return absl::OkStatus();
 }
 
-void CpuExperts::CopyDense(base::ThreadPool& pool) {
+void CpuExperts::CopyDense(const KeptExperts& kept, base::ThreadPool& pool) {
+  const auto* from = static_cast<const CpuExperts*>(kept.from);
   gate_up_rows_.resize(experts_.size());
   down_rows_.resize(experts_.size());
   pool.ParallelFor(num_local(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
+      if (const int local = kept.of(i); local >= 0) {
+        gate_up_rows_[i] = from->gate_up_rows_[local];
+        down_rows_[i] = from->down_rows_[local];
+        continue;
+      }
       gate_up_rows_[i] = Transposed(experts_[i].gate_up_dense, hidden_, 2 * intermediate_);
       down_rows_[i] = Transposed(experts_[i].down_dense, intermediate_, hidden_);
     }

@@ -21,7 +21,8 @@ class CpuExperts final : public ExpertWeights {
  public:
   // INVALID_ARGUMENT naming expert, row and block for an MXFP4 scale that can overflow.
   static absl::StatusOr<std::unique_ptr<CpuExperts>> Load(std::span<const HostExpert> experts,
-                                                          int64_t hidden, int64_t intermediate,
+                                                          const KeptExperts& kept, int64_t hidden,
+                                                          int64_t intermediate,
                                                           base::ThreadPool& pool);
 
   int num_local() const override { return static_cast<int>(experts_.size()); }
@@ -38,16 +39,16 @@ class CpuExperts final : public ExpertWeights {
 
  private:
   CpuExperts(std::span<const HostExpert> experts, int64_t hidden, int64_t intermediate);
-  absl::Status CheckScales(base::ThreadPool& pool) const;
-  void CopyDense(base::ThreadPool& pool);
+  absl::Status CheckScales(const KeptExperts& kept, base::ThreadPool& pool) const;
+  void CopyDense(const KeptExperts& kept, base::ThreadPool& pool);
 
   std::vector<HostExpert> experts_;
   int64_t hidden_;
   int64_t intermediate_;
   bool dense_ = false;
-  // Dense only, per expert: [2I, H] and [H, I].
-  std::vector<std::unique_ptr<uint16_t[]>> gate_up_rows_;
-  std::vector<std::unique_ptr<uint16_t[]>> down_rows_;
+  // Dense only, per expert: [2I, H] and [H, I]. Shared with the sets that keep the expert.
+  std::vector<std::shared_ptr<const uint16_t[]>> gate_up_rows_;
+  std::vector<std::shared_ptr<const uint16_t[]>> down_rows_;
 };
 
 }  // namespace conclave::kernels

@@ -67,8 +67,8 @@ class CudaOps final : public Ops {
   void OutputProjection(const AttentionWeights& weights, Tensor attention, Tensor partial) override;
 
   // cuda_ops_experts.cc
-  absl::StatusOr<std::unique_ptr<ExpertWeights>> LoadExperts(
-      std::span<const HostExpert> experts) override;
+  absl::StatusOr<std::unique_ptr<ExpertWeights>> LoadExperts(std::span<const HostExpert> experts,
+                                                             const KeptExperts& kept) override;
   void ResidualNormRoute(const RouterWeights& weights, int first_row, Tensor partial, Tensor x,
                          const int32_t* forced, Tensor normed, const Routing& routing) override;
   void ExpertGateUp(const ExpertWeights& experts, const ExpertTokens& tokens,

@@ -52,9 +52,9 @@ void CudaOps::ResidualNormRoute(const RouterWeights& weights, int first_row, Ten
 }
 
 absl::StatusOr<std::unique_ptr<ExpertWeights>> CudaOps::LoadExperts(
-    std::span<const HostExpert> experts) {
+    std::span<const HostExpert> experts, const KeptExperts& kept) {
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertWeights> loaded,
-                   LoadExpertWeights(expert_shape_, experts, load_pool_, expert_staging_));
+                   LoadExpertWeights(expert_shape_, experts, kept, load_pool_, expert_staging_));
   return loaded;
 }
 

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kPlaceThreads)
   }
   if (threadIdx.x == 0) {
     p.counts[destination] = placed;
-    if (p.totals != nullptr) p.totals[destination] += placed;
+    if (p.tables.copies != nullptr) p.tables.copies[destination] += placed;
   }
   // The header: the count, the rest zero, since all of it goes over the wire.
   auto* header = reinterpret_cast<int32_t*>(Slot(p, destination, 0));

@@ -25,7 +25,6 @@ struct PackArguments {
   std::byte* send = nullptr;      // [world, block_slots] slots
   int32_t* send_index = nullptr;  // [rows, world]
   int32_t* counts = nullptr;      // [world]
-  uint64_t* totals = nullptr;     // [world] copies so far: the counts are added; null: not kept
 };
 
 // Two launches: the places of the copies, then the copies. Every destination's header is written

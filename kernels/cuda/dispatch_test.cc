@@ -115,7 +115,7 @@ void ExpectPacked(RandomData& random, int rows, int64_t hidden, int experts, int
     a.send = send.data();
     a.send_index = send_index.data();
     a.counts = counts.data();
-    a.totals = totals.data();
+    a.tables.copies = totals.data();
     PackDispatch(a, nullptr);
     EXPECT_CUDA_OK(cudaGetLastError());
     EXPECT_EQ(counts.Download(), expected.counts);

@@ -30,6 +30,7 @@ struct TokenArgs {
   const std::byte* weights;
   int64_t weights_stride;
   const int32_t* local_index;
+  uint64_t* load;  // [num_local] pairs computed so far; null: not counted
   int32_t first_slot[kMaxSources];
   int32_t first_output[kMaxSources];
 };

@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(kSumThreads)
   __shared__ int32_t num_pairs;
   const int copy = blockIdx.x;
   const int lane = threadIdx.x;
+  int32_t chosen = -1;  // the local expert of choice `lane`
   if (!tokens_complete) PdlWait();
   if (lane < 32) {
     ReadSources(tokens, lane, sources);
@@ -115,7 +116,8 @@ __global__ void __launch_bounds__(kSumThreads)
     if (copy < sources.begin[tokens.num_sources]) {
       const CopyPlace place = PlaceOfCopy(tokens, sources, copy);
       const int32_t id = lane < tokens.k ? ExpertId(tokens, place.slot, lane) : -1;
-      const bool local = LocalExpert(tokens, id) >= 0;
+      chosen = LocalExpert(tokens, id);
+      const bool local = chosen >= 0;
       int rank = 0;  // among the local choices, by id, then choice
       for (int j = 0; j < tokens.k; ++j) {
         const int32_t other = __shfl_sync(kAllLanes, id, j);
@@ -133,6 +135,10 @@ __global__ void __launch_bounds__(kSumThreads)
   __syncthreads();
   PdlWait();
   if (copy >= sources.begin[tokens.num_sources]) return;
+  // Whole numbers: the order of the additions does not matter.
+  if (tokens.load != nullptr && chosen >= 0 && blockIdx.y == 0) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(tokens.load + chosen), 1ull);
+  }
   const int col = (blockIdx.y * kSumThreads + threadIdx.x) * 4;
   if (col >= hidden) return;
   float4 sum = {0, 0, 0, 0};

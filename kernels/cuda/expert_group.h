@@ -19,8 +19,9 @@ void GroupPairs(const TokenArgs& tokens, const GroupArgs& groups, cudaStream_t s
 
 // out f32 [rows, hidden]: for every valid copy, at its output row, the sum over its choices with a
 // local expert, in ascending global id, of routing weight * y. Zero for a copy without any.
-// hidden a multiple of 4. `tokens_complete`: the tokens were complete before the kernel that
-// precedes this one on the stream started to let it run, so that they are read at once.
+// Adds those choices to tokens.load. hidden a multiple of 4. `tokens_complete`: the tokens were
+// complete before the kernel that precedes this one on the stream started to let it run, so that
+// they are read at once.
 void SumPartials(const TokenArgs& tokens, const PartialArgs& y, int hidden, bool tokens_complete,
                  float* out, cudaStream_t stream);
 

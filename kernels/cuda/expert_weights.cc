@@ -119,6 +119,17 @@ absl::Status LoadMatrix(const MatrixShape& shape, const HostParts& parts, int64_
   return ToStatus(cudaEventRecord(slot.free, stream), "repacking experts");
 }
 
+// From another set on this device.
+absl::Status CopyMatrix(const CudaExpertWeights& from, bool gate_up, int local, std::byte* packed,
+                        cudaStream_t stream) {
+  const MatrixArgs& matrix = gate_up ? from.gate_up() : from.down();
+  CONCLAVE_CHECK(local < from.num_local());
+  return ToStatus(
+      cudaMemcpyAsync(packed, matrix.data + local * matrix.expert_bytes,
+                      static_cast<size_t>(matrix.expert_bytes), cudaMemcpyDeviceToDevice, stream),
+      "copying experts");
+}
+
 void CheckExpert(const HostExpert& expert, bool dense) {
   for (const bool gate_up : {true, false}) {
     const HostParts parts = PartsOf(expert, gate_up, dense);
@@ -160,8 +171,8 @@ int64_t ExpertBytes(const ExpertShape& shape, bool dense) {
 }
 
 absl::StatusOr<std::unique_ptr<CudaExpertWeights>> LoadExpertWeights(
-    const ExpertShape& shape, std::span<const HostExpert> experts, base::ThreadPool& pool,
-    ExpertStaging& staging) {
+    const ExpertShape& shape, std::span<const HostExpert> experts, const KeptExperts& kept,
+    base::ThreadPool& pool, ExpertStaging& staging) {
   const bool dense = !experts.empty() && experts.front().gate_up_dense != nullptr;
   const MatrixShape shapes[] = {GateUpShape(shape, dense), DownShape(shape, dense)};
   const auto count = static_cast<int64_t>(experts.size());
@@ -171,12 +182,15 @@ absl::StatusOr<std::unique_ptr<CudaExpertWeights>> LoadExpertWeights(
   RETURN_IF_ERROR(staging.Reserve(std::max(shapes[0].raw_bytes(), shapes[1].raw_bytes())));
   int64_t turn = 0;
   for (int64_t expert = 0; expert < count; ++expert) {
-    CheckExpert(experts[expert], dense);
+    const int from = kept.of(expert);
+    if (from < 0) CheckExpert(experts[expert], dense);
     for (const MatrixShape& matrix : shapes) {
       std::byte* packed = (matrix.gate_up ? gate_up : down) + expert * matrix.packed_bytes();
       const absl::Status loaded =
-          LoadMatrix(matrix, PartsOf(experts[expert], matrix.gate_up, dense), expert, packed, pool,
-                     staging.slot(turn++), staging.stream());
+          from >= 0 ? CopyMatrix(static_cast<const CudaExpertWeights&>(*kept.from), matrix.gate_up,
+                                 from, packed, staging.stream())
+                    : LoadMatrix(matrix, PartsOf(experts[expert], matrix.gate_up, dense), expert,
+                                 packed, pool, staging.slot(turn++), staging.stream());
       if (!loaded.ok()) {
         cudaStreamSynchronize(staging.stream());  // it may still write to `memory`
         return loaded;

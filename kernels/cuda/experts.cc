@@ -125,6 +125,7 @@ TokenArgs ExpertKernels::Tokens(const CudaExpertWeights& weights,
   args.weights = tokens.weights;
   args.weights_stride = tokens.weights_stride;
   args.local_index = tokens.local_index;
+  args.load = tokens.load;
   std::copy_n(tokens.first_slot, tokens.num_sources, args.first_slot);
   std::copy_n(tokens.first_output, tokens.num_sources, args.first_output);
   return args;
@@ -155,13 +156,6 @@ ExpertPlan ExpertKernels::Choose(const CudaExpertWeights& weights,
     return plan;
   }
   return plan;
-}
-
-void ExpertKernels::CountLoad(const CudaExpertWeights& weights, const ExpertTokens& tokens,
-                              const LoadTotals& totals, cudaStream_t stream) const {
-  if (tokens.max_copies == 0) return;
-  CONCLAVE_CHECK(weights.num_local() <= kMaxCountedExperts);
-  CountExpertLoad(Tokens(weights, tokens), totals, stream);
 }
 
 void ExpertKernels::GateUp(const CudaExpertWeights& weights, const ExpertTokens& tokens,

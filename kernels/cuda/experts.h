@@ -33,7 +33,6 @@
 #include "absl/status/statusor.h"
 #include "base/thread_pool.h"
 #include "kernels/cuda/expert_args.h"
-#include "kernels/cuda/expert_load.h"
 #include "kernels/cuda/expert_stream.h"
 #include "kernels/ops.h"
 #include "kernels/tensor.h"
@@ -101,12 +100,13 @@ class ExpertStaging {
   cudaStream_t stream_ = nullptr;
 };
 
-// Uploads and repacks the experts of one layer; returns when they are on the device. `pool` shares
-// the copying out of the file map. INVALID_ARGUMENT naming expert, matrix, row and block for a
-// scale that can overflow; RESOURCE_EXHAUSTED with the bytes wanted and free.
+// Uploads and repacks the experts of one layer, or copies those that `kept` holds on the device;
+// returns when they are there. `pool` shares the copying out of the file map. INVALID_ARGUMENT
+// naming expert, matrix, row and block for a scale that can overflow; RESOURCE_EXHAUSTED with the
+// bytes wanted and free.
 absl::StatusOr<std::unique_ptr<CudaExpertWeights>> LoadExpertWeights(
-    const ExpertShape& shape, std::span<const HostExpert> experts, base::ThreadPool& pool,
-    ExpertStaging& staging);
+    const ExpertShape& shape, std::span<const HostExpert> experts, const KeptExperts& kept,
+    base::ThreadPool& pool, ExpertStaging& staging);
 
 // Device bytes of one expert's weights.
 int64_t ExpertBytes(const ExpertShape& shape, bool dense);
@@ -134,10 +134,6 @@ class ExpertKernels {
   // same stream: it uses GateUp's sorting of the tokens, and starts before GateUp has ended.
   void Down(const CudaExpertWeights& weights, const ExpertTokens& tokens, Tensor activations,
             Tensor partial, cudaStream_t stream);
-
-  // Adds the tokens to the totals; before GateUp of the same tokens or after Down.
-  void CountLoad(const CudaExpertWeights& weights, const ExpertTokens& tokens,
-                 const LoadTotals& totals, cudaStream_t stream) const;
 
   ExpertPlan Choose(const CudaExpertWeights& weights, const ExpertTokens& tokens) const;
   // For tests and benchmarks: this plan instead of the table's, where it can run.

@@ -134,7 +134,7 @@ struct Experts {
 inline std::unique_ptr<CudaExpertWeights> Load(const Experts& experts) {
   base::ThreadPool pool(2);
   ExpertStaging staging;
-  auto loaded = LoadExpertWeights(experts.shape, experts.Host(), pool, staging);
+  auto loaded = LoadExpertWeights(experts.shape, experts.Host(), {}, pool, staging);
   EXPECT_TRUE(loaded.ok()) << loaded.status();
   return *std::move(loaded);
 }
@@ -218,6 +218,8 @@ class Exchange {
     }
     device_ = std::make_unique<OnDevice<uint32_t>>(memory_);
     local_device_ = std::make_unique<OnDevice<int32_t>>(local_index_);
+    load_.assign(std::max(test.num_local, 1), 0);
+    load_device_ = std::make_unique<OnDevice<uint64_t>>(load_);
   }
 
   int sources() const { return static_cast<int>(counts_.size()); }
@@ -238,6 +240,24 @@ class Exchange {
     return reinterpret_cast<const uint16_t*>(reinterpret_cast<const std::byte*>(device_->data()) +
                                              (first_slot_[source] + i) * layout_.slot_bytes +
                                              layout_.hidden_offset);
+  }
+  // Pairs counted on the device since the last call.
+  std::vector<uint64_t> TakeLoad() {
+    std::vector<uint64_t> taken = load_device_->Read();
+    load_device_->Write(load_);
+    return taken;
+  }
+  // Pairs of each local expert among the valid copies.
+  std::vector<uint64_t> ExpectedLoad() const {
+    std::vector<uint64_t> load = load_;
+    for (int s = 0; s < sources(); ++s) {
+      for (int i = 0; i < counts_[s]; ++i) {
+        for (int j = 0; j < k_; ++j) {
+          if (const int32_t expert = local(s, i, j); expert >= 0) ++load[expert];
+        }
+      }
+    }
+    return load;
   }
   bool Unchanged() const { return device_->Read() == memory_; }
   // As if fewer copies had come.
@@ -261,6 +281,7 @@ class Exchange {
     out.weights = bytes + layout_.weights_offset;
     out.hidden_stride = out.expert_ids_stride = out.weights_stride = layout_.slot_bytes;
     out.local_index = local_device_->data();
+    out.load = load_device_->data();
     return out;
   }
 
@@ -299,6 +320,8 @@ class Exchange {
   std::vector<int32_t> first_slot_, first_output_, local_index_;
   std::unique_ptr<OnDevice<uint32_t>> device_;
   std::unique_ptr<OnDevice<int32_t>> local_device_;
+  std::vector<uint64_t> load_;  // zeros
+  std::unique_ptr<OnDevice<uint64_t>> load_device_;
 };
 
 inline ExpertShape ShapeOf(const Case& test) {

@@ -35,7 +35,7 @@ TEST_P(ExpertCaseTest, EveryKernelAgreesWithFloat64AndRepeatsItsBits) {
   const Case& test = GetParam();
   const ExpertShape shape = ShapeOf(test);
   const Experts experts(shape, test.num_local, test.dense, 1, test.first_scale);
-  const Exchange exchange(test, shape, 2);
+  Exchange exchange(test, shape, 2);
   const auto weights = Load(experts);
   EXPECT_EQ(weights->format(), test.dense ? "bf16" : "mxfp4");
   EXPECT_EQ(weights->num_local(), test.num_local);
@@ -60,9 +60,11 @@ TEST_P(ExpertCaseTest, EveryKernelAgreesWithFloat64AndRepeatsItsBits) {
     SCOPED_TRACE(name + ": " + std::string(Name(chosen.kernel)));
     const Result first = layer.Run();
     expected.Check(first, layer.device_activations(), float_results);
+    EXPECT_EQ(exchange.TakeLoad(), exchange.ExpectedLoad());
     const Result second = layer.Run();
     EXPECT_EQ(first.activations, second.activations);
     EXPECT_EQ(first.partial, second.partial);
+    exchange.TakeLoad();
     if (HasFailure()) return;
   }
   EXPECT_TRUE(exchange.Unchanged());
@@ -213,9 +215,46 @@ TEST_F(ExpertsTest, ACapturedGraphComputesWhateverTokensArriveNext) {
       ASSERT_EQ(cudaGraphLaunch(executable, layer.stream()), cudaSuccess);
       Expected(shape, exchange, reference)
           .Check(layer.Results(), layer.device_activations(), exchange.rows() * 4 <= 1024);
+      std::vector<uint64_t> twice = exchange.ExpectedLoad();
+      for (uint64_t& pairs : twice) pairs *= 2;
+      EXPECT_EQ(exchange.TakeLoad(), twice);
     }
     cudaGraphExecDestroy(executable);
     cudaGraphDestroy(graph);
+  }
+}
+
+// A set made of kept experts and loaded ones is the set that loads all, and asks nothing of the
+// host for those it keeps.
+TEST_F(ExpertsTest, KeptExpertsAreCopiedOnTheDevice) {
+  for (const bool dense : {false, true}) {
+    SCOPED_TRACE(dense ? "dense" : "mxfp4");
+    const Case test = {.hidden = 96, .intermediate = 64, .num_local = 3, .counts = {9}};
+    const ExpertShape shape = ShapeOf(test);
+    const Experts experts(shape, 5, dense, 11, 118);
+    const std::vector<HostExpert> all = experts.Host();
+    base::ThreadPool pool(2);
+    ExpertStaging staging;
+    const auto load = [&](const std::vector<HostExpert>& host, const KeptExperts& kept) {
+      auto loaded = LoadExpertWeights(shape, host, kept, pool, staging);
+      EXPECT_TRUE(loaded.ok()) << loaded.status();
+      return *std::move(loaded);
+    };
+    const auto before = load({all[0], all[1], all[4]}, {});
+    std::vector<HostExpert> wanted = {all[1], all[3], all[4]};
+    const auto fresh = load(wanted, {});
+    // Null but where the format is told.
+    for (const int kept : {0, 2}) {
+      wanted[kept] = {};
+      if (dense) wanted[kept].gate_up_dense = all[0].gate_up_dense;
+    }
+    const std::vector<int> index = {1, -1, 2};
+    const auto moved = load(wanted, {.from = before.get(), .index = index});
+    const Exchange exchange(test, shape, 12);
+    const Result expected = Layer(shape, exchange, *fresh).Run();
+    const Result result = Layer(shape, exchange, *moved).Run();
+    EXPECT_EQ(result.activations, expected.activations);
+    EXPECT_EQ(result.partial, expected.partial);
   }
 }
 
@@ -225,7 +264,7 @@ TEST_F(ExpertsTest, LoadingNamesAScaleThatOverflows) {
   experts.down_scales[(96 + 5) * 2 + 1] = 253;  // expert 1
   base::ThreadPool pool(1);
   ExpertStaging staging;
-  const auto loaded = LoadExpertWeights(shape, experts.Host(), pool, staging);
+  const auto loaded = LoadExpertWeights(shape, experts.Host(), {}, pool, staging);
   EXPECT_EQ(loaded.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(loaded.status().message()),
               HasSubstr("local expert 1, down row 5, block 1: MXFP4 scale byte 253"));

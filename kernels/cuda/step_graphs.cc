@@ -6,13 +6,12 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "kernels/cuda/device.h"
+#include "model/row_bucket.h"
 
 namespace conclave::kernels::cuda {
 namespace {
 
 constexpr unsigned kSmallestContext = 1024;
-
-int RoundUp(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
 // One token for each run, and each is sampled, in order. Also no run at all: an idle rank.
 bool CanRecord(const StepBatch& batch, const StepShape& shape) {
@@ -25,14 +24,6 @@ bool CanRecord(const StepBatch& batch, const StepShape& shape) {
 }
 
 }  // namespace
-
-int RowBucket(int rows) {
-  if (rows <= 8) return rows;
-  if (rows <= 64) return RoundUp(rows, 8);
-  if (rows <= 128) return RoundUp(rows, 16);
-  if (rows <= 256) return RoundUp(rows, 32);
-  return RoundUp(rows, 64);
-}
 
 StepGraphs::~StepGraphs() { Clear(); }
 
@@ -52,7 +43,7 @@ StepShape StepGraphs::Begin(const StepBatch& batch) {
   current_ = nullptr;
   StepShape shape = ShapeOf(batch);
   if (!CanRecord(batch, shape)) return shape;
-  const int bucket = std::min(RowBucket(shape.rows), max_rows_);
+  const int bucket = std::min(model::RowBucket(shape.rows), max_rows_);
   shape.rows = shape.runs = shape.samples = bucket;
   shape.max_context = static_cast<int>(
       std::max(kSmallestContext, std::bit_ceil(static_cast<unsigned>(shape.max_context))));

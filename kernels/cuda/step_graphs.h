@@ -2,11 +2,9 @@
 #define CONCLAVE_KERNELS_CUDA_STEP_GRAPHS_H_
 
 // Decode steps as CUDA graphs: a step whose every run is one token that is sampled is rounded up to
-// a bucket, and what is launched for that bucket is recorded once.
-//
-//   rows       0..8   9..64   65..128   129..256   257..512   more
-//   bucket     rows   by 8    by 16     by 32      by 64      not recorded
-//   context    the next power of two from 1,024 on (attention's grid follows it)
+// a bucket, and what is launched for that bucket is recorded once. The buckets are those of
+// model::RowBucket up to kMaxRecordedRows, for each power of two of the longest context from 1,024
+// on (attention's grid follows it).
 //
 // A bucket's first step runs eagerly (with the same launches, so the bits are the same): libraries
 // load their kernels then, which a capture does not allow, and a bucket seen once costs no graph.
@@ -33,9 +31,6 @@ namespace conclave::kernels::cuda {
 
 inline constexpr int kMaxRecordedRows = 512;
 inline constexpr int kMaxGraphs = 96;
-
-// The bucket of `rows` 1..kMaxRecordedRows.
-int RowBucket(int rows);
 
 class StepGraphs {
  public:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cuda/device_test.h"
+#include "model/row_bucket.h"
 
 namespace conclave::kernels::cuda {
 namespace {
@@ -40,10 +41,10 @@ struct Decode {
 TEST(StepGraphsBucketTest, NeverLessThanTheRowsAndFew) {
   int buckets = 0;
   for (int rows = 1; rows <= kMaxRecordedRows; ++rows) {
-    EXPECT_GE(RowBucket(rows), rows);
-    EXPECT_LE(RowBucket(rows), rows + rows / 2 + 8);
-    EXPECT_EQ(RowBucket(RowBucket(rows)), RowBucket(rows));
-    if (RowBucket(rows) == rows) ++buckets;
+    EXPECT_GE(model::RowBucket(rows), rows);
+    EXPECT_LE(model::RowBucket(rows), rows + rows / 2 + 8);
+    EXPECT_EQ(model::RowBucket(model::RowBucket(rows)), model::RowBucket(rows));
+    if (model::RowBucket(rows) == rows) ++buckets;
   }
   EXPECT_EQ(buckets, 8 + 7 + 4 + 4 + 4);
 }

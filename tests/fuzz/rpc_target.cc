@@ -203,6 +203,10 @@ void GetCluster(uint8_t, std::string_view body) {
   Unary<v1::GetClusterResponse>("/conclave.v1.ClusterService/GetCluster", body);
 }
 
+void Rebalance(uint8_t, std::string_view body) {
+  Unary<v1::RebalanceResponse>("/conclave.v1.ClusterService/Rebalance", body);
+}
+
 void Put(uint8_t, std::string_view body) {
   const Reply reply = Call("/conclave.internal.v1.WorkerRegistry/Put", {body}, kPatience);
   CheckCode(reply.status, IsInternalCode(reply.status.error_code()));
@@ -258,6 +262,7 @@ constexpr void (*kMethods[])(uint8_t options, std::string_view body) = {
     Get,
     Join,
     MemberSays,
+    Rebalance,
 };
 
 }  // namespace
