@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <thread>
 
 #include "base/status_macros.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -40,9 +41,10 @@ GroupRank::~GroupRank() = default;
 absl::Status GroupRank::Load(const GroupRankOptions& options, worker::Rendezvous& rendezvous) {
   shape_ = options.shape;
   rank_ = options.rank;
-  ASSIGN_OR_RETURN(config_, model::LoadConfig(options.dir));
+  const model::ModelSource source = {.dir = options.dir, .random = options.random};
+  ASSIGN_OR_RETURN(config_, model::LoadConfig(source));
   RETURN_IF_ERROR(model::CheckShape(config_, shape_));
-  ASSIGN_OR_RETURN(auto checkpoint, model::Checkpoint::Open(options.dir, config_));
+  ASSIGN_OR_RETURN(auto checkpoint, model::OpenCheckpoint(source, config_));
   placement_ = model::BalancedPlacement(config_, shape_.world());
   limits_.max_step_tokens = options.max_step_tokens;
   limits_.max_sequences = options.max_sequences;
@@ -66,6 +68,8 @@ absl::Status GroupRank::Load(const GroupRankOptions& options, worker::Rendezvous
   request.rank = rank_;
   request.placement = &placement_;
   request.heads = options.heads;
+  request.threads =
+      std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / shape_.world());
   ASSIGN_OR_RETURN(weights_, LoadRankWeights(config_, std::move(checkpoint), request, *ops_,
                                              [](int64_t, int64_t) { return true; }));
   worker::TransformerOptions transformer;
@@ -135,6 +139,7 @@ absl::StatusOr<std::vector<worker::TestResult>> GroupRank::Run(
       if (communicator != nullptr) RETURN_IF_ERROR(communicator->Check());
     }
     mine.Absorb(output);
+    ++steps_;
   }
   return mine.results();
 }

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
 #include "model/config.h"
+#include "model/model_source.h"
 #include "model/placement.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
 #include "worker/communicator.h"
@@ -26,6 +27,7 @@ namespace conclave::gpu {
 
 struct GroupRankOptions {
   std::string dir;
+  std::optional<model::RandomWeights> random = std::nullopt;
   std::vector<std::pair<std::string, std::string>> heads = {};  // name, folder
   model::ParallelShape shape;
   int rank = 0;
@@ -43,6 +45,8 @@ class GroupRank {
   ~GroupRank();
 
   const model::Config& config() const { return config_; }
+  // Executed by all Runs.
+  int64_t steps() const { return steps_; }
 
   // Runs all requests to their end, spread over the groups in turn, prompts in chunks of `chunk`;
   // every rank makes the same call. Returns those of this rank's group, in their order, on its tp
@@ -61,6 +65,7 @@ class GroupRank {
   model::Placement placement_;
   model::ParallelShape shape_;
   int rank_ = 0;
+  int64_t steps_ = 0;
   worker::HarnessOptions limits_;
   // Graphs that ops recorded hold on to the communicators, which go last.
   std::unique_ptr<worker::Communicator> world_;

@@ -1,17 +1,19 @@
 """Groups of GPU workers, as real processes over NCCL: every shape and exchange mode against one rank,
-the same bits for the same plan, a rank that is killed, one that is stopped.
+the same bits for the same plan, generation and classification mixed, what is counted on the devices,
+experts that move while streams run, a rank that is killed, one that is stopped.
 
 Ranks that share a card get a host id of their own each, or NCCL refuses them; it then takes its
 network transport, over loopback. That is right, and slow."""
 
 import concurrent.futures
+import json
 import os
 import signal
 import socket
 import subprocess
 import time
 
-from service import Server, generate, prompt_of
+from service import CLASSIFY_LIMIT, Server, classify, generate, prompt_of, relative
 
 # (dp, tp, exchange modes)
 SHAPES = (
@@ -19,7 +21,9 @@ SHAPES = (
     (1, 2, ("replicated", "fixed", "exact")),
     (2, 2, ("fixed", "exact")),
     (4, 1, ("fixed",)),
+    (8, 1, ("fixed", "exact")),
 )
+PAIRS_PER_TOKEN = 4 * 4  # layers, experts per token
 READY_SECONDS = 60
 # Of a first token's log-probability, against one rank: the median over the prompts. With random
 # weights a near-tie of the router that falls the other way moves single ones further.
@@ -53,6 +57,8 @@ class Group(Server):
         model = os.path.join(here, "demo/tiny_gpt_oss")
         self.coordinator_flags = ["--model", model, "--dp", str(dp), "--tp", str(tp)]
         self.coordinator_flags += ["--workers", str(dp * tp), "--exchange", exchange]
+        for head in ("sequence", "token"):
+            self.coordinator_flags += ["--head", f"{head}={model}/head_{head}"]
         self.size = dp * tp
         self.gpus = count_gpus()
 
@@ -120,16 +126,110 @@ def median_distance(got, want):
     return sorted(worst)[len(worst) // 2]
 
 
-def check_shape(results, group, name, want):
+def mixed(group):
+    """Generations of ragged lengths with classifications between them, at once."""
+
+    def one(index):
+        if index % 3 == 2:
+            return classify(group, "token", prompt_of(index))
+        return generate(group, prompt_of(index), 4 + index)
+
+    with concurrent.futures.ThreadPoolExecutor(18) as pool:
+        return list(pool.map(one, range(18)))
+
+
+def check_mixed(results, group, name, want):
+    got = mixed(group)
+    right = all(len(got[i]["tokens"]) == 4 + i for i in range(18) if i % 3 != 2)
+    apart = sorted(relative(got[i], want[i]) for i in range(2, 18, 3))
+    median = apart[len(apart) // 2]
+    detail = f"classifications' median distance {median:.3f}"
+    ok = right and median < CLASSIFY_LIMIT
+    results.check(f"{name}: 18 ragged generations and classifications at once", ok, detail)
+
+
+def loads(status):
+    """[ranks] token-expert pairs computed."""
+    return [sum(sum(layer["load"]) for layer in rank["layers"]) for rank in status["ranks"]]
+
+
+def settled(group, pairs):
+    """The status once the ranks' loads add up to `pairs`, or after a while whatever it is."""
+    for _ in range(50):
+        status = group.ask("status")
+        if sum(loads(status)) == pairs(status):
+            break
+        time.sleep(0.1)
+    return status
+
+
+def check_counts(results, group, name, exchanges):
+    status = settled(group, lambda s: s["counters"]["tokens_computed"] * PAIRS_PER_TOKEN)
+    pairs = status["counters"]["tokens_computed"] * PAIRS_PER_TOKEN
+    counted = loads(status)
+    detail = f"{counted}, {pairs} in all"
+    results.check(f"{name}: every token's experts are counted once", sum(counted) == pairs, detail)
+    if not exchanges:
+        return
+    ranks = status["ranks"]
+    copies = [rank["copies_to_rank"] for rank in ranks]
+    moved = [rank["bytes_to_rank"] for rank in ranks]
+    own = all(copies[r][r] == 0 and moved[r][r] == 0 for r in range(len(ranks)))
+    # A copy carries 64 or more values out and back.
+    carried = all(
+        sum(moved[r]) >= sum(copies[r]) * 128 and sum(copies[r]) == ranks[r]["dispatched_copies"]
+        for r in range(len(ranks))
+    )
+    some = sum(map(sum, copies)) > 0 and all(sum(row) > 0 for row in moved)
+    results.check(f"{name}: copies and bytes by destination", own and carried and some, str(copies))
+
+
+def check_rebalance(results, group, name, want):
+    before = group.ask("status")
+    command = [group.conclave, "generate", "--server", group.address, "--tokens", "1,2,3", "--json"]
+    command += ["--max-tokens", "150", "--ignore-eos"]
+    streams = [
+        subprocess.Popen(
+            command, env=group.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(6)
+    ]
+    try:
+        for _ in range(200):
+            if group.ask("status")["counters"]["running"] == len(streams):
+                break
+            time.sleep(0.02)
+        done = group.ask("rebalance", "--replicas", "4")
+        answers = [stream.communicate(timeout=60) for stream in streams]
+    finally:
+        for stream in streams:
+            stream.kill()
+    ended = all(
+        stream.returncode == 0 and len(json.loads(out)["tokens"]) == 150
+        for stream, (out, _) in zip(streams, answers)
+    )
+    results.check(f"{name}: streams go on while experts move", ended, f"{done['seconds']:.2f} s")
+    moves = [m for m in done["ranks"] if m["gained"] > 0]
+    each = {m["loaded_bytes"] / m["gained"] for m in moves}
+    after = group.ask("status")
+    whole = all(r["loaded_bytes"] < r["memory"]["weight_bytes"] for r in after["ranks"])
+    ok = done["epoch"] == before["epoch"] + 1 and len(moves) > 0 and len(each) == 1 and whole
+    detail = f"{[m['gained'] for m in done['ranks']]} experts gained, {sorted(each)} bytes each"
+    results.check(f"{name}: ranks load the experts that moved and no others", ok, detail)
+    predicted = [layer["imbalance_after"] < layer["imbalance_before"] for layer in done["layers"]]
+    results.check(f"{name}: the placement evens out the load", any(predicted), str(done["layers"]))
+    distance = median_distance(first_tokens(group), want)
+    results.check(f"{name}: then agrees with one rank", distance < MEDIAN_LIMIT, f"{distance:.3f}")
+
+
+def check_shape(results, group, name, want, want_mixed):
     distance = median_distance(first_tokens(group), want)
     results.check(f"{name}: agrees with one rank", distance < MEDIAN_LIMIT, f"{distance:.3f}")
     first = generate(group, prompt_of(11), 16)
     again = generate(group, prompt_of(11), 16)
     results.check(f"{name}: the same plan gives the same bits", first == again)
-    with concurrent.futures.ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda i: generate(group, prompt_of(i), 4 + i), range(12)))
-    right = all(len(answer["tokens"]) == 4 + i for i, answer in enumerate(answers))
-    results.check(f"{name}: 12 ragged requests at once", right)
+    check_mixed(results, group, name, want_mixed)
+    check_counts(results, group, name, "replicated" not in name)
     return first
 
 
@@ -185,12 +285,16 @@ def run_groups(results, args, here, environment):
     try:
         with Group(here, environment, os.path.join(logs, "one"), 1, 1, "auto") as group:
             want = first_tokens(group)
+            want_mixed = mixed(group)
+            check_counts(results, group, "1 x 1", False)
         for dp, tp, modes in SHAPES:
             for mode in modes:
                 name = f"{dp} x {tp}, {mode}"
                 log = os.path.join(logs, f"{dp}x{tp}-{mode}")
                 with Group(here, environment, log, dp, tp, mode) as group:
-                    bits = check_shape(results, group, name, want)
+                    bits = check_shape(results, group, name, want, want_mixed)
+                    if mode == "fixed" and dp > 1 and dp * tp == 4:
+                        check_rebalance(results, group, name, want)
                     if (dp, tp, mode) == (2, 1, "fixed"):
                         check_faults(results, group, name, bits)
     except (RuntimeError, subprocess.SubprocessError, KeyError, ValueError) as error:
