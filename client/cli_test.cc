@@ -373,6 +373,10 @@ TEST_F(CliTest, StatusShowsRanksAndCounters) {
   for (const char* text : {"READY", "Some CPU", "4321", "0-7", "100 %", "77 tokens"}) {
     EXPECT_THAT(human.out, HasSubstr(text));
   }
+  EXPECT_THAT(human.out, ::testing::Not(HasSubstr("imbalance"))) << "of one rank";
+  *cluster.add_ranks() = *rank;
+  for (auto& layer : *cluster.mutable_ranks(0)->mutable_layers()) layer.set_load(0, 9);
+  EXPECT_THAT(Run({"status"}).out, HasSubstr("imbalance 1.33 (mean of 2 layers), 1.33"));
   const CommandResult json = Run({"status", "--json"});
   EXPECT_EQ(Json::parse(json.out)["ranks"][0]["pid"], 4321);
   EXPECT_EQ(std::count(json.out.begin(), json.out.end(), '\n'), 1);

@@ -83,6 +83,34 @@ void PrintTimes(const v1::GetClusterResponse& cluster) {
   fmt::print("{}", table.ToString());
 }
 
+// How much more the most loaded rank computes than the mean of all, by layer: what `rebalance`
+// evens out.
+void PrintBalance(const v1::GetClusterResponse& cluster) {
+  double sum = 0;
+  double worst = 0;
+  int layers = 0;
+  for (int layer = 0; !cluster.ranks().empty() && layer < cluster.ranks(0).layers_size(); ++layer) {
+    double most = 0;
+    double all = 0;
+    for (const auto& rank : cluster.ranks()) {
+      if (layer >= rank.layers_size()) return;
+      const auto& load = rank.layers(layer).load();
+      const auto pairs =
+          static_cast<double>(std::accumulate(load.begin(), load.end(), uint64_t{0}));
+      most = std::max(most, pairs);
+      all += pairs;
+    }
+    if (all == 0) continue;
+    const double imbalance = most * cluster.ranks_size() / all;
+    sum += imbalance;
+    worst = std::max(worst, imbalance);
+    ++layers;
+  }
+  if (layers == 0 || cluster.ranks_size() == 1) return;
+  fmt::print("expert load    imbalance {:.2f} (mean of {} layers), {:.2f} (worst layer)\n",
+             sum / layers, layers, worst);
+}
+
 std::string BlocksText(const v1::KvBlocks& blocks) {
   return fmt::format("{} of {} (at most {} for one sequence)", blocks.used(), blocks.total(),
                      blocks.max_per_sequence());
@@ -110,6 +138,7 @@ void PrintCluster(const v1::GetClusterResponse& cluster) {
   fmt::print("\n");
   PrintTimes(cluster);
   fmt::print("\n");
+  PrintBalance(cluster);
   PrintCounters(cluster.counters());
 }
 
