@@ -35,10 +35,10 @@ def anonymous_bytes(pid):
     return 1024 * int(fields["RssAnon"].split()[0])
 
 
-def bench(server, concurrency, requests, input_len, output_len):
+def bench(server, concurrency, requests, input_len, output_len, warmup=None):
     answer = server.ask(
         "bench", "--concurrency", str(concurrency), "--requests", str(requests), "--warmup",
-        str(concurrency), "--input-len", str(input_len), "--output-len", str(output_len),
+        str(concurrency if warmup is None else warmup), "--input-len", str(input_len), "--output-len", str(output_len),
         "--temperature", "0",
     )  # fmt: skip
     return answer["runs"][0]

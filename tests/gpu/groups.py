@@ -47,6 +47,8 @@ def free_port():
 class Group(Server):
     """A coordinator and its workers, started by hand."""
 
+    ready_seconds = READY_SECONDS
+
     def __init__(self, here, environment, log, dp, tp, exchange):
         binaries = os.path.join(here, "bin/service")
         super().__init__(os.path.join(binaries, "conclave"), environment, log)
@@ -91,13 +93,13 @@ class Group(Server):
         return self
 
     def wait_ready(self):
-        end = time.monotonic() + READY_SECONDS
+        end = time.monotonic() + self.ready_seconds
         while time.monotonic() < end:
             code, status, _ = self.run("status")
             if code == 0 and status["state"] == "READY":
                 return
             time.sleep(0.1)
-        raise RuntimeError(f"the group was not ready after {READY_SECONDS} s")
+        raise RuntimeError(f"the group was not ready after {self.ready_seconds} s")
 
     def __exit__(self, *_):
         processes = [self.coordinator, *self.workers.values()]
