@@ -79,15 +79,18 @@ class RebalanceTest : public ::testing::TestWithParam<Shape> {
     }
     return sum;
   }
+  static uint64_t TotalLoad(const v1::GetClusterResponse& cluster) {
+    uint64_t sum = 0;
+    for (const auto& rank : cluster.ranks()) sum += Load(rank);
+    return sum;
+  }
   // Ranks tell of their load now and then.
   v1::GetClusterResponse WaitForLoad(uint64_t pairs) {
     v1::GetClusterResponse last;
     EXPECT_TRUE(server_.WaitForCluster(
         [&](const v1::GetClusterResponse& cluster) {
           last = cluster;
-          uint64_t sum = 0;
-          for (const auto& rank : cluster.ranks()) sum += Load(rank);
-          return sum >= pairs;
+          return TotalLoad(cluster) >= pairs;
         },
         Scaled(absl::Seconds(20))));
     return last;
@@ -185,8 +188,7 @@ TEST_P(RebalanceTest, LoadIsSpreadStreamsGoOnAndOnlyWhatMovedIsLoaded) {
     ASSERT_TRUE(tokens.ok()) << tokens.status();
     EXPECT_TRUE(std::equal(tokens->begin(), tokens->end(), truth[i].begin()));
   }
-  uint64_t computed = 0;
-  for (const auto& rank : server_.Cluster().ranks()) computed += Load(rank);
+  const uint64_t computed = TotalLoad(server_.Cluster());
   const uint64_t more = AskForHotExperts();
   const v1::GetClusterResponse spread = WaitForLoad(computed + more);
   EXPECT_LT(Imbalance(spread), 1.5);
@@ -222,7 +224,10 @@ INSTANTIATE_TEST_SUITE_P(Shapes, RebalanceTest, ::testing::Values(Shape{3, 1}, S
 TEST(RebalanceCommandTest, TheCommandMovesExpertsAndADryRunDoesNot) {
   Server server({.workers = 2, .dp = 1, .tp = 2, .args = {"--allow-forced-routing"}});
   ASSERT_TRUE(server.WaitServing()) << server.log();
-  const Tokens prompt = RandomPrompts(1, 200)[0];
+  const std::vector<Tokens> prompts = RandomPrompts(8, 200);
+  const Tokens prompt =
+      *std::max_element(prompts.begin(), prompts.end(),
+                        [](const Tokens& a, const Tokens& b) { return a.size() < b.size(); });
   const auto truth = GenerateOne(server.channel(), GreedyRequest(prompt, kTokens));
   ASSERT_TRUE(truth.ok());
   for (int i = 0; i < 8; ++i) {
