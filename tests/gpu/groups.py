@@ -34,6 +34,9 @@ PROMPTS = range(1, 16)
 
 
 def count_gpus():
+    """Those that CUDA shows to the workers."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return max(1, listed.stdout.count("GPU "))
 
