@@ -1,7 +1,8 @@
 #ifndef CONCLAVE_BASE_GRPC_STATUS_H_
 #define CONCLAVE_BASE_GRPC_STATUS_H_
 
-// absl::Status inside, grpc::Status at the RPC edge: the same codes, the same message.
+// absl::Status inside, grpc::Status at the RPC edge: the same codes, the same message. Payloads
+// travel as the details of a google.rpc.Status (trailing metadata grpc-status-details-bin).
 
 #include <grpcpp/support/status.h>
 

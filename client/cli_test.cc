@@ -144,7 +144,7 @@ TEST_F(CliTest, GenerateJsonIsTheObjectOfTheContract) {
   AddFinish();
   const CommandResult result = Run({"generate", "--prompt", "x", "--json"});
   EXPECT_EQ(result.out, R"({"tokens":[5,7],"text":"Hello","finish_reason":"length",)"
-                        R"("usage":{"prompt_tokens":3,"completion_tokens":2}})"
+                        R"("usage":{"prompt_tokens":3,"completion_tokens":2,"cached_tokens":0}})"
                         "\n");
   EXPECT_EQ(result.err, "");
 }

@@ -29,7 +29,8 @@ Json LogprobsJson(const Part& part) {
 Json BlocksJson(const v1::KvBlocks& blocks) {
   return {{"used", blocks.used()},
           {"total", blocks.total()},
-          {"max_per_sequence", blocks.max_per_sequence()}};
+          {"max_per_sequence", blocks.max_per_sequence()},
+          {"cached", blocks.cached()}};
 }
 
 Json RankJson(const v1::Rank& rank) {
@@ -74,7 +75,15 @@ Json CountersJson(const v1::Counters& counters) {
           {"requests_finished", counters.requests_finished()},
           {"requests_failed", counters.requests_failed()},
           {"requests_cancelled", counters.requests_cancelled()},
-          {"overrun_tokens", counters.overrun_tokens()}};
+          {"overrun_tokens", counters.overrun_tokens()},
+          {"preemptions", counters.preemptions()},
+          {"requests_refused_early", counters.requests_refused_early()},
+          {"max_queue_seconds", counters.max_queue_seconds()},
+          {"prefix_cache",
+           {{"enabled", counters.prefix_cache().enabled()},
+            {"prompt_tokens", counters.prefix_cache().prompt_tokens()},
+            {"hit_tokens", counters.prefix_cache().hit_tokens()},
+            {"evicted_blocks", counters.prefix_cache().evicted_blocks()}}}};
 }
 
 }  // namespace
@@ -109,7 +118,8 @@ Json GenerationJson(const v1::GenerateResponse& all, bool with_logprobs) {
                {"finish_reason", FinishReasonName(all.finish().reason())},
                {"usage",
                 {{"prompt_tokens", usage.prompt_tokens()},
-                 {"completion_tokens", usage.completion_tokens()}}}};
+                 {"completion_tokens", usage.completion_tokens()},
+                 {"cached_tokens", usage.cached_tokens()}}}};
   if (all.finish().has_stop_token()) json["stop_token"] = all.finish().stop_token();
   if (all.finish().has_stop_string()) json["stop_string"] = all.finish().stop_string();
   if (with_logprobs) json["logprobs"] = LogprobsJson(all);

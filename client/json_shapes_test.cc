@@ -37,7 +37,7 @@ TEST(JsonShapesTest, GenerationHasExactlyTheFieldsOfTheContract) {
     logprobs { token: 7 logprob: -0.25 })");
   EXPECT_EQ(Dump(GenerationJson(all, false)),
             R"({"tokens":[5,7],"text":"hi","finish_reason":"stop",)"
-            R"("usage":{"prompt_tokens":3,"completion_tokens":2}})");
+            R"("usage":{"prompt_tokens":3,"completion_tokens":2,"cached_tokens":0}})");
   EXPECT_EQ(Dump(GenerationJson(all, true)["logprobs"]),
             R"([{"token":5,"logprob":-0.5,"top":[{"token":5,"logprob":-0.5},)"
             R"({"token":6,"logprob":-2.0}]},{"token":7,"logprob":-0.25,"top":[]}])");
@@ -56,9 +56,10 @@ TEST(JsonShapesTest, WhatWasAskedOfThePromptIsThere) {
 
 TEST(JsonShapesTest, AnEmptyGenerationHasEmptyArrays) {
   const auto all = Parse<v1::GenerateResponse>("finish { reason: FINISH_REASON_CANCELLED }");
-  EXPECT_EQ(Dump(GenerationJson(all, true)),
-            R"({"tokens":[],"text":"","finish_reason":"cancelled",)"
-            R"("usage":{"prompt_tokens":0,"completion_tokens":0},"logprobs":[]})");
+  EXPECT_EQ(
+      Dump(GenerationJson(all, true)),
+      R"({"tokens":[],"text":"","finish_reason":"cancelled",)"
+      R"("usage":{"prompt_tokens":0,"completion_tokens":0,"cached_tokens":0},"logprobs":[]})");
 }
 
 TEST(JsonShapesTest, SequenceLabelsAreAnArrayOfObjects) {
@@ -84,7 +85,8 @@ TEST(JsonShapesTest, ClusterNamesEveryField) {
     ranks { rank: 0 device: "cpu" host: "h" pid: 12 memory { weight_bytes: 1 total_bytes: 9 }
             layers { experts: 0 experts: 1 load: 5 load: 6 } kernel: "k" expert_format: "mxfp4" }
     counters { tokens_computed: 8 steps: 2 max_plans_in_flight: 2
-               full_blocks { used: 1 total: 3 max_per_sequence: 2 } })");
+               full_blocks { used: 1 total: 3 max_per_sequence: 2 cached: 1 }
+               prefix_cache { enabled: true prompt_tokens: 9 hit_tokens: 4 } })");
   const Json json = ClusterJson(cluster);
   EXPECT_EQ(json["state"], "READY");
   EXPECT_EQ(json["epoch"], 4);
@@ -95,7 +97,10 @@ TEST(JsonShapesTest, ClusterNamesEveryField) {
   EXPECT_EQ(rank["pid"], 12);
   EXPECT_EQ(rank["expert_format"], "mxfp4");
   EXPECT_EQ(json["counters"]["max_plans_in_flight"], 2);
-  EXPECT_EQ(Dump(json["counters"]["full_blocks"]), R"({"used":1,"total":3,"max_per_sequence":2})");
+  EXPECT_EQ(Dump(json["counters"]["full_blocks"]),
+            R"({"used":1,"total":3,"max_per_sequence":2,"cached":1})");
+  EXPECT_EQ(Dump(json["counters"]["prefix_cache"]),
+            R"({"enabled":true,"prompt_tokens":9,"hit_tokens":4,"evicted_blocks":0})");
   // A field of the message that no field of the object shows would be forgotten here.
   EXPECT_EQ(rank.size(), static_cast<size_t>(v1::Rank::descriptor()->field_count()));
   EXPECT_EQ(json["counters"].size(),

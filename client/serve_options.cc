@@ -59,6 +59,8 @@ void AddEngineFlags(base::FlagSet& command, ServeOptions* options) {
       .SilentRange(1, kMaxInt);
   AddCoordinatorFlag(command, options, "--kv-cache-bytes", "KV cache of each worker, in bytes")
       .SilentRange(1, std::numeric_limits<int64_t>::max());
+  AddCoordinatorSwitch(command, options, "--no-prefix-cache",
+                       "Compute every prompt anew, whatever it has in common with earlier ones");
   AddCoordinatorSwitch(command, options, "--require-mxfp4",
                        "Refuse to serve MXFP4 experts in another format");
   AddCoordinatorSwitch(command, options, "--allow-forced-routing",

@@ -112,8 +112,16 @@ void PrintBalance(const v1::GetClusterResponse& cluster) {
 }
 
 std::string BlocksText(const v1::KvBlocks& blocks) {
-  return fmt::format("{} of {} (at most {} for one sequence)", blocks.used(), blocks.total(),
-                     blocks.max_per_sequence());
+  return fmt::format("{} of {} ({} cached; at most {} for one sequence)", blocks.used(),
+                     blocks.total(), blocks.cached(), blocks.max_per_sequence());
+}
+
+std::string HitText(const v1::PrefixCache& cache) {
+  if (!cache.enabled()) return "off";
+  const auto prompt = static_cast<double>(cache.prompt_tokens());
+  const double rate = prompt > 0 ? static_cast<double>(cache.hit_tokens()) / prompt : 0;
+  return fmt::format("{:.1f} % hits ({} of {} prompt tokens), {} blocks evicted", 100 * rate,
+                     cache.hit_tokens(), cache.prompt_tokens(), cache.evicted_blocks());
 }
 
 void PrintCounters(const v1::Counters& counters) {
@@ -123,6 +131,10 @@ void PrintCounters(const v1::Counters& counters) {
   fmt::print("computed       {} tokens in {} steps ({} dropped as overrun)\n",
              counters.tokens_computed(), counters.steps(), counters.overrun_tokens());
   fmt::print("plans          {} in flight at most\n", counters.max_plans_in_flight());
+  fmt::print("queue          {:.2f} s the longest wait, {} refused early, {} preemptions\n",
+             counters.max_queue_seconds(), counters.requests_refused_early(),
+             counters.preemptions());
+  fmt::print("prefix cache   {}\n", HitText(counters.prefix_cache()));
   fmt::print("KV blocks      full layers {}\n", BlocksText(counters.full_blocks()));
   fmt::print("               sliding layers {}\n", BlocksText(counters.sliding_blocks()));
 }

@@ -1,10 +1,18 @@
 #include "coordinator/batch_call.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/grpc_status.h"
+#include "base/retry_delay.h"
 
 namespace conclave::coordinator {
+namespace {
+
+// A call has one in so many places of the queue at most: four batches leave none of each other out.
+constexpr int kQueueParts = 4;
+
+}  // namespace
 
 class BatchCall::ItemSink final : public RequestSink {
  public:
@@ -29,66 +37,99 @@ class BatchCall::ItemSink final : public RequestSink {
   size_t index_;
 };
 
-BatchCall::BatchCall(Engine& engine, base::Executor& executor, grpc::ByteBuffer* response)
-    : engine_(engine), executor_(executor), response_(response) {}
+BatchCall::BatchCall(const ServingModel& model, Engine& engine, base::Executor& executor,
+                     grpc::ByteBuffer* response)
+    : engine_(engine),
+      executor_(executor),
+      response_(response),
+      most_open_(std::max(1, model.limits.max_queued / kQueueParts)) {}
 
 void BatchCall::Refuse(const absl::Status& status) {
   self_ = shared_from_this();
   Finish(base::ToGrpc(status));
 }
 
-void BatchCall::Start(std::vector<Request> requests, Compose compose) {
+void BatchCall::Start(std::vector<std::vector<Request>> requests, Compose compose) {
   self_ = shared_from_this();
   compose_ = std::move(compose);
-  items_.resize(requests.size());
+  requests_ = std::move(requests);
+  size_t items = 0;
+  for (std::vector<Request>& forks : requests_) {
+    for (Request& request : forks) request.sink = std::make_shared<ItemSink>(self_, items++);
+  }
+  items_.resize(items);
+  Pump();
+}
+
+// Submits what there is room for, and finishes the call when nothing is left to wait for. Called
+// after every change that may allow either.
+void BatchCall::Pump() {
+  size_t next = 0;
+  while (TakeNext(next)) SubmitForks(next);
   {
     absl::MutexLock lock(&mutex_);
-    open_ = 1;
+    const bool all_submitted = next_ == requests_.size() || !status_.ok();
+    if (pumping_ || finished_ || open_ > 0 || !all_submitted) return;
+    finished_ = true;
   }
-  for (size_t i = 0; i < requests.size(); ++i) {
-    requests[i].sink = std::make_shared<ItemSink>(self_, i);
-    {
-      absl::MutexLock lock(&mutex_);
-      if (!status_.ok()) break;
-      ++open_;
-    }
-    absl::StatusOr<RequestId> id = engine_.Submit(std::move(requests[i]));
-    if (!id.ok()) {
-      Fail(id.status());
-      absl::MutexLock lock(&mutex_);
-      --open_;
-      break;
-    }
-    bool failed = false;
-    {
-      absl::MutexLock lock(&mutex_);
-      ids_.push_back(*id);
-      failed = !status_.ok();
-    }
-    if (failed) engine_.Cancel(*id);
-  }
-  bool last = false;
+  FinishCall();
+}
+
+// False when there is nothing to submit now, or another thread does it.
+bool BatchCall::TakeNext(size_t& next) {
+  absl::MutexLock lock(&mutex_);
+  if (pumping_ || waits_ || !status_.ok() || next_ == requests_.size()) return false;
+  const size_t items = requests_[next_].size();
+  if (open_ > 0 && open_ + items > most_open_) return false;
+  pumping_ = true;
+  next = next_++;
+  open_ += items;
+  return true;
+}
+
+void BatchCall::SubmitForks(size_t next) {
+  const size_t items = requests_[next].size();
+  const absl::StatusOr<std::vector<RequestId>> ids = engine_.SubmitForks(requests_[next]);
+  bool failed = false;
+  bool refused = false;
   {
     absl::MutexLock lock(&mutex_);
-    last = --open_ == 0;
+    pumping_ = false;
+    if (ids.ok()) {
+      ids_.insert(ids_.end(), ids->begin(), ids->end());
+    } else {
+      open_ -= items;
+      // Full: it is this one's turn again when another of the batch has ended.
+      const bool full = absl::IsResourceExhausted(ids.status()) && open_ > 0 &&
+                        base::RetryDelay(ids.status()).has_value();
+      if (full) --next_;
+      waits_ = full;
+      refused = !full;
+    }
+    failed = !status_.ok();
   }
-  if (last) FinishCall();
+  if (refused) Fail(ids.status());
+  if (ids.ok() && failed) {
+    for (RequestId id : *ids) engine_.Cancel(id);
+  }
 }
 
 void BatchCall::Ended(size_t index, const Outcome& outcome) {
   items_[index].outcome = outcome;
   std::vector<RequestId> rest;
-  bool last = false;
+  bool pump = false;
   {
     absl::MutexLock lock(&mutex_);
     rest = NoteFailure(outcome.status);
-    last = --open_ == 0;
+    --open_;
+    waits_ = false;
+    pump = open_ == 0 || next_ < requests_.size();
   }
-  if (rest.empty() && !last) return;
+  if (rest.empty() && !pump) return;
   // Not from here: a sink must not call the engine, nor hold up the scheduler with a reply.
-  executor_.Post([self = shared_from_this(), rest = std::move(rest), last] {
+  executor_.Post([self = shared_from_this(), rest = std::move(rest)] {
     for (RequestId id : rest) self->engine_.Cancel(id);
-    if (last) self->FinishCall();
+    self->Pump();
   });
 }
 
@@ -117,7 +158,10 @@ void BatchCall::FinishCall() {
   Finish(base::ToGrpc(status));
 }
 
-void BatchCall::OnCancel() { Fail(absl::CancelledError("the client cancelled the call")); }
+void BatchCall::OnCancel() {
+  Fail(absl::CancelledError("the client cancelled the call"));
+  Pump();
+}
 
 void BatchCall::OnDone() { self_.reset(); }
 

@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/executor.h"
 #include "coordinator/engine.h"
+#include "coordinator/serving_model.h"
 
 namespace conclave::coordinator {
 
@@ -26,6 +27,9 @@ struct BatchItem {
   Outcome outcome;
 };
 
+// Submits a part of its requests at a time, so that a batch may be larger than the queue and leaves
+// room in it for others. When the queue is full it goes on as its own requests end; only a batch
+// that has none there fails.
 class BatchCall final : public grpc::ServerUnaryReactor,
                         public std::enable_shared_from_this<BatchCall> {
  public:
@@ -33,10 +37,11 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   using Compose = std::function<grpc::ByteBuffer(std::span<const BatchItem>)>;
 
   // `response` is the one gRPC gave the handler.
-  BatchCall(Engine& engine, base::Executor& executor, grpc::ByteBuffer* response);
+  BatchCall(const ServingModel& model, Engine& engine, base::Executor& executor,
+            grpc::ByteBuffer* response);
 
-  // At least one request.
-  void Start(std::vector<Request> requests, Compose compose);
+  // At least one request, in groups of forks (Engine::SubmitForks). Items come in the same order.
+  void Start(std::vector<std::vector<Request>> requests, Compose compose);
   void Refuse(const absl::Status& status);
 
   void OnCancel() override;
@@ -45,6 +50,9 @@ class BatchCall final : public grpc::ServerUnaryReactor,
  private:
   class ItemSink;
 
+  bool TakeNext(size_t& next);
+  void SubmitForks(size_t next);
+  void Pump();
   void Ended(size_t index, const Outcome& outcome);
   void Fail(const absl::Status& status);
   // Keeps the first failure and returns the requests to cancel. mutex_ is held.
@@ -54,13 +62,19 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   Engine& engine_;
   base::Executor& executor_;
   grpc::ByteBuffer* response_;
+  const size_t most_open_;
   Compose compose_;
-  std::vector<BatchItem> items_;     // item i belongs to its sink until the sink's OnEnd
-  std::shared_ptr<BatchCall> self_;  // until OnDone: gRPC holds a bare pointer
+  std::vector<std::vector<Request>> requests_;  // of the pump
+  std::vector<BatchItem> items_;                // item i belongs to its sink until the sink's OnEnd
+  std::shared_ptr<BatchCall> self_;             // until OnDone: gRPC holds a bare pointer
 
   absl::Mutex mutex_;  // guards the fields below
   std::vector<RequestId> ids_;
-  size_t open_ = 0;  // requests not ended yet, and one for Start itself
+  size_t next_ = 0;       // of requests_, to submit
+  size_t open_ = 0;       // items submitted that have not ended
+  bool pumping_ = false;  // one thread submits
+  bool waits_ = false;    // the queue was full; until an item ends
+  bool finished_ = false;
   absl::Status status_;
 };
 

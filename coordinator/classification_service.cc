@@ -26,6 +26,7 @@ struct Inputs {
   int head = 0;
   std::vector<std::vector<int32_t>> tokens;  // [inputs]
   std::vector<std::string> texts;            // [inputs], what token offsets count in
+  Request claim;                             // priority and user, of every input
 };
 
 // The last token that is not padding, as Transformers pools; the last one when no padding token is
@@ -46,12 +47,13 @@ std::string Concatenate(const model::Tokenizer* tokenizer, const std::vector<int
 
 template <typename Proto>
 absl::StatusOr<Inputs> ParseInputs(const ServingModel& model, model::Architecture kind,
-                                   const grpc::ByteBuffer& bytes) {
+                                   const grpc::ByteBuffer& bytes, const std::string& peer) {
   Proto request;
   RETURN_IF_ERROR(ParseRequest(bytes, &request));
   Inputs inputs;
   ASSIGN_OR_RETURN(inputs.head, FindHead(model, kind, request.head()));
-  RETURN_IF_ERROR(CheckBatchSize(model, "inputs", request.inputs_size()));
+  RETURN_IF_ERROR(CheckBatchSize("inputs", request.inputs_size()));
+  RETURN_IF_ERROR(TranslateClaim(request.priority(), request.user(), "", peer, inputs.claim));
   for (int i = 0; i < request.inputs_size(); ++i) {
     ASSIGN_OR_RETURN(std::vector<int32_t> tokens,
                      TranslatePrompt(model, request.inputs(i), fmt::format("inputs[{}]", i),
@@ -64,11 +66,11 @@ absl::StatusOr<Inputs> ParseInputs(const ServingModel& model, model::Architectur
   return inputs;
 }
 
-std::vector<Request> MakeRequests(const ServingModel& model, const Inputs& inputs, bool every_token,
-                                  absl::Time deadline) {
-  std::vector<Request> requests;
+std::vector<std::vector<Request>> MakeRequests(const ServingModel& model, const Inputs& inputs,
+                                               bool every_token, absl::Time deadline) {
+  std::vector<std::vector<Request>> requests;
   for (const std::vector<int32_t>& tokens : inputs.tokens) {
-    Request request;
+    Request request = inputs.claim;
     request.tokens = tokens;
     request.sampling.set_logprobs(-1);
     request.deadline = deadline;
@@ -77,7 +79,7 @@ std::vector<Request> MakeRequests(const ServingModel& model, const Inputs& input
     } else {
       request.heads.push_back({inputs.head, PooledPosition(model.config, tokens), 1});
     }
-    requests.push_back(std::move(request));
+    requests.emplace_back().push_back(std::move(request));
   }
   return requests;
 }
@@ -152,9 +154,9 @@ v1::TokenClassification TagOne(const ServingModel& model, const model::HeadConfi
 grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifySequence(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
     grpc::ByteBuffer* response) {
-  auto call = std::make_shared<BatchCall>(engine_, executor_, response);
+  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
   absl::StatusOr<Inputs> inputs = ParseInputs<v1::ClassifySequenceRequest>(
-      model_, model::Architecture::kSequenceClassification, *bytes);
+      model_, model::Architecture::kSequenceClassification, *bytes, context->peer());
   if (!inputs.ok()) {
     call->Refuse(inputs.status());
     return call.get();
@@ -173,9 +175,9 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifySequence(
 grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifyTokens(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
     grpc::ByteBuffer* response) {
-  auto call = std::make_shared<BatchCall>(engine_, executor_, response);
+  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
   absl::StatusOr<Inputs> parsed = ParseInputs<v1::ClassifyTokensRequest>(
-      model_, model::Architecture::kTokenClassification, *bytes);
+      model_, model::Architecture::kTokenClassification, *bytes, context->peer());
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
     return call.get();

@@ -68,6 +68,7 @@ void AddRank(const Cluster& cluster, const ClusterMember& member, v1::Rank& rank
 
 void Add(const BlockPool& pool, int max_per_sequence, v1::KvBlocks& blocks) {
   blocks.set_used(blocks.used() + pool.used());
+  blocks.set_cached(blocks.cached() + pool.idle());
   blocks.set_total(blocks.total() + pool.total());
   blocks.set_max_per_sequence(
       std::max(blocks.max_per_sequence(), static_cast<uint32_t>(max_per_sequence)));
@@ -84,8 +85,17 @@ void AddCounters(const Scheduler& scheduler, v1::Counters& out) {
   out.set_requests_failed(counters.requests_failed);
   out.set_requests_cancelled(counters.requests_cancelled);
   out.set_overrun_tokens(counters.overrun_tokens);
+  out.set_preemptions(counters.preemptions);
+  out.set_requests_refused_early(counters.requests_refused_early);
+  out.set_max_queue_seconds(absl::ToDoubleSeconds(counters.max_queue_time));
+  v1::PrefixCache* cache = out.mutable_prefix_cache();
+  cache->set_enabled(scheduler.caches_prefixes());
+  cache->set_prompt_tokens(counters.prompt_tokens);
+  cache->set_hit_tokens(counters.hit_tokens);
+  cache->set_evicted_blocks(counters.evicted_blocks);
   for (const auto& group : scheduler.groups()) {
     const KvPools& pools = group->pools();
+    cache->set_evicted_blocks(cache->evicted_blocks() + pools.cache.evicted_blocks());
     Add(pools.full, pools.max_per_sequence.full, *out.mutable_full_blocks());
     Add(pools.sliding, pools.max_per_sequence.sliding, *out.mutable_sliding_blocks());
   }

@@ -39,6 +39,7 @@ struct Flags {
   int workers = 1;
   int dp = 0;
   int tp = 0;
+  bool no_prefix_cache = false;
   std::string exchange = "auto";
   std::string log_level = "info";
   CoordinatorOptions options;
@@ -99,6 +100,8 @@ void DeclareEngine(base::FlagSet& app, Flags& flags) {
   app.Add("--pipeline-depth", &engine.pipeline_depth, "plans in flight").ShowDefault();
   app.Add("--kv-cache-bytes", &cluster.kv_cache_bytes, "KV cache of a rank; 0: by need")
       .ShowDefault();
+  app.AddSwitch("--no-prefix-cache", &flags.no_prefix_cache,
+                "compute every prompt anew, whatever it has in common with earlier ones");
   app.AddSwitch("--require-mxfp4", &cluster.require_mxfp4,
                 "refuse to serve MXFP4 experts in another format");
 }
@@ -114,6 +117,7 @@ absl::Status Resolve(Flags& flags) {
   } else if (flags.random.seed != 0 || flags.random.layers != 0) {
     return absl::InvalidArgumentError("--seed and --layers are for --weights random");
   }
+  flags.options.engine.prefix_cache = !flags.no_prefix_cache;
   ServingLimits& limits = flags.options.model.limits;
   limits.max_running = flags.options.engine.cluster.max_running;
   limits.max_queued = flags.options.engine.max_queued;

@@ -60,6 +60,7 @@ struct Outcome {
   int stop_token = 0;
   int prompt_tokens = 0;
   int completion_tokens = 0;
+  int cached_tokens = 0;  // of the prompt, found in the prefix cache
   absl::Duration queue_time;
   absl::Duration first_token_time;
   absl::Duration total_time;
@@ -103,6 +104,8 @@ struct Request {
   std::string prompt_text = {};
   std::vector<HeadRead> heads;
   std::vector<uint32_t> forced_expert_ids;  // [positions, layers, k]
+  int priority = 0;                         // the higher is admitted first
+  std::string user;                         // whose share of the service this is
   absl::Time deadline = absl::InfiniteFuture();
   std::shared_ptr<RequestSink> sink;
 };
@@ -120,10 +123,21 @@ class Engine {
  public:
   virtual ~Engine() = default;
 
-  // Takes the request or refuses it at once: RESOURCE_EXHAUSTED when the queue is full, or when the
-  // request could never fit the KV cache (with the numbers); UNAVAILABLE while the group is not
-  // READY. After an error the sink is never called.
-  virtual absl::StatusOr<RequestId> Submit(Request request) = 0;
+  // Takes the request or refuses it at once: RESOURCE_EXHAUSTED when the queue is full (with a
+  // retry delay, base/retry_delay.h), or when the request could never fit the KV cache (with the
+  // numbers); UNAVAILABLE while the group is not READY. After an error the sink is never called.
+  absl::StatusOr<RequestId> Submit(Request request) {
+    std::vector<Request> one;
+    one.push_back(std::move(request));
+    absl::StatusOr<std::vector<RequestId>> ids = SubmitForks(one);
+    if (!ids.ok()) return std::move(ids).status();
+    return ids->front();
+  }
+
+  // Takes all, or none and leaves `requests` as they are. The first one's prompt is computed before
+  // the others begin: they share its KV blocks as far as their tokens are the same (several
+  // completions of one prompt).
+  virtual absl::StatusOr<std::vector<RequestId>> SubmitForks(std::vector<Request>& requests) = 0;
 
   // The request ends with kCancelled unless it has ended already. Unknown ids are ignored.
   virtual void Cancel(RequestId id) = 0;

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <utility>
 
 #include "base/logging.h"
+#include "base/retry_delay.h"
 #include "base/status_macros.h"
 #include "coordinator/cluster_report.h"
 
@@ -44,6 +46,7 @@ SchedulerOptions SchedulerOptionsOf(const EngineOptions& options) {
   scheduler.max_queued = options.max_queued;
   scheduler.pipeline_depth = options.pipeline_depth;
   scheduler.exchange = options.exchange;
+  scheduler.prefix_cache = options.prefix_cache;
   return scheduler;
 }
 
@@ -97,27 +100,41 @@ void EngineLoop::Stop() {
 
 // --- Any thread ---
 
-absl::StatusOr<RequestId> EngineLoop::Submit(Request request) {
+absl::StatusOr<std::vector<RequestId>> EngineLoop::SubmitForks(std::vector<Request>& requests) {
+  absl::Duration retry_delay;
   {
     absl::MutexLock lock(&mutex_);
     if (!published_.ready) {
       return absl::UnavailableError(
           fmt::format("no complete group of workers is ready: {}", published_.problem));
     }
-    RETURN_IF_ERROR(CheckRequest(request, published_.limits));
+    for (const Request& request : requests) {
+      RETURN_IF_ERROR(CheckRequest(request, published_.limits));
+    }
+    retry_delay = published_.retry_delay;
   }
-  if (posted_.fetch_add(1) + queued_.load() >= scheduler_options_.max_queued) {
-    posted_.fetch_sub(1);
+  const int count = static_cast<int>(requests.size());
+  if (count > scheduler_options_.max_queued) {
     return absl::ResourceExhaustedError(
-        fmt::format("{} requests are queued, the most there may be; retry after 1 s",
+        fmt::format("{} completions are asked for at once, the queue has room for {}", count,
                     scheduler_options_.max_queued));
   }
-  const RequestId id = next_id_.fetch_add(1);
-  if (!mailbox_.Post(SubmitMessage{.id = id, .request = std::move(request)})) {
-    posted_.fetch_sub(1);
+  if (posted_.fetch_add(count) + queued_.load() + count > scheduler_options_.max_queued) {
+    posted_.fetch_sub(count);
+    return base::WithRetryDelay(
+        absl::ResourceExhaustedError(
+            fmt::format("{} requests are queued, the most there may be; retry after {:.1f} s",
+                        scheduler_options_.max_queued, absl::ToDoubleSeconds(retry_delay))),
+        retry_delay);
+  }
+  const RequestId first = next_id_.fetch_add(count);
+  if (!mailbox_.Post(SubmitMessage{.first_id = first, .requests = std::move(requests)})) {
+    posted_.fetch_sub(count);
     return absl::UnavailableError("the coordinator stops");
   }
-  return id;
+  std::vector<RequestId> ids(count);
+  std::iota(ids.begin(), ids.end(), first);
+  return ids;
 }
 
 void EngineLoop::Cancel(RequestId id) { mailbox_.Post(CancelMessage{.id = id}); }
@@ -202,15 +219,20 @@ absl::Duration EngineLoop::WaitLimit() const {
 }
 
 void EngineLoop::Handle(SubmitMessage& message) {
-  if (scheduler_.in_epoch()) {
-    scheduler_.Submit(message.id, std::move(message.request));
-  } else {
-    EndUnserved(message.request, absl::UnavailableError(fmt::format(
-                                     "the group of workers was lost: {}",
-                                     stopping_ ? "the coordinator stops" : cluster_.Problem())));
+  RequestId id = message.first_id;
+  for (Request& request : message.requests) {
+    if (scheduler_.in_epoch()) {
+      const auto leader =
+          id == message.first_id ? std::nullopt : std::optional<RequestId>(message.first_id);
+      scheduler_.Submit(id++, std::move(request), leader);
+    } else {
+      EndUnserved(request, absl::UnavailableError(fmt::format(
+                               "the group of workers was lost: {}",
+                               stopping_ ? "the coordinator stops" : cluster_.Problem())));
+    }
   }
   queued_.store(scheduler_.queued());
-  posted_.fetch_sub(1);
+  posted_.fetch_sub(static_cast<int>(message.requests.size()));
 }
 
 void EngineLoop::Handle(CancelMessage& message) { scheduler_.Cancel(message.id); }
@@ -291,6 +313,7 @@ void EngineLoop::Publish() {
   published_.ready = scheduler_.in_epoch();
   published_.problem = stopping_ ? "the coordinator stops" : cluster_.Problem();
   published_.limits = Limits();
+  published_.retry_delay = scheduler_.RetryDelay();
   published_.progress = scheduler_.progress();
   published_.last_round = clock_.Now();
 }

@@ -15,6 +15,7 @@
 #include <string>
 #include <thread>
 #include <variant>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -39,6 +40,7 @@ struct EngineOptions {
   // As in SchedulerOptions; the rest of those follow from `cluster`.
   int max_queued = 1024;
   int pipeline_depth = 2;
+  bool prefix_cache = true;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
 };
 
@@ -58,7 +60,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
   void Stop();
 
   // Engine.
-  absl::StatusOr<RequestId> Submit(Request request) override;
+  absl::StatusOr<std::vector<RequestId>> SubmitForks(std::vector<Request>& requests) override;
   void Cancel(RequestId id) override;
   void Rebalance(const v1::RebalanceRequest& request, RebalanceDone done) override;
   v1::GetClusterResponse Snapshot() override;
@@ -83,8 +85,8 @@ class EngineLoop final : public Engine, public WorkerEvents {
   };
 
   struct SubmitMessage {
-    RequestId id;
-    Request request;
+    RequestId first_id;
+    std::vector<Request> requests;  // with consecutive ids
   };
   struct CancelMessage {
     RequestId id;
@@ -117,6 +119,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
     bool ready = false;
     std::string problem;
     RequestLimits limits;  // of the running epoch
+    absl::Duration retry_delay;
     Progress progress;
     absl::Time last_round;
     v1::GetClusterResponse report;  // of the last Snapshot

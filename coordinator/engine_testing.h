@@ -5,9 +5,9 @@
 // that "computes" plans the way a real one would, so that a plan it could not execute is seen.
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <map>
-#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -103,9 +103,12 @@ inline int FakeToken(uint64_t seed, int position, int vocab_size) {
 }
 
 // Executes the plans of one rank against its own tables, and fails the test on any plan that a
-// worker could not execute: a gap, an unknown slot, a missing or doubly used block, a lost window.
+// worker could not execute: a gap, an unknown slot, a missing or doubly used block, a lost window,
+// a shared block that is written, or that holds other tokens than the sequence has.
 class FakeRank {
  public:
+  // Prompts by seed: of the sequences whose content is checked.
+  using Prompts = std::map<uint64_t, std::vector<int32_t>>;
   struct Shape {
     int window = 16;
     int vocab_size = 1000;
@@ -114,20 +117,18 @@ class FakeRank {
     int sliding_blocks = 0;
     int max_sequences = 0;
     int max_step_tokens = 0;
+    const Prompts* prompts = nullptr;
   };
-  explicit FakeRank(Shape shape) : shape_(std::move(shape)) {}
+  explicit FakeRank(Shape shape)
+      : shape_(std::move(shape)), full_(shape_.full_blocks), sliding_(shape_.sliding_blocks) {}
 
   // Executes `plan`; the answer as tp rank 0 gives it.
   internal::v1::StepResult Execute(const internal::v1::StepPlan& plan) {
     EXPECT_EQ(plan.step(), next_step_++) << "a gap in the plans";
-    for (uint32_t slot : plan.freed_slots()) {
-      EXPECT_EQ(slots_.erase(slot), 1u) << "freed an unknown slot";
-    }
-    for (const auto& sequence : plan.new_sequences()) {
-      EXPECT_LT(static_cast<int>(sequence.slot()), shape_.max_sequences);
-      const bool fresh = slots_.emplace(sequence.slot(), Slot{sequence.sampling().seed()}).second;
-      EXPECT_TRUE(fresh) << "slot " << sequence.slot() << " reused before it was freed";
-    }
+    for (uint32_t id : plan.freed_slots()) Free(id);
+    for (const auto& sequence : plan.new_sequences()) Introduce(sequence);
+    for (const auto& chunk : plan.chunks()) Release(chunk);
+    for (const auto& chunk : plan.chunks()) Append(chunk);
     internal::v1::StepResult result;
     result.set_epoch(plan.epoch());
     result.set_step(plan.step());
@@ -135,7 +136,6 @@ class FakeRank {
     int rows = 0;
     for (const auto& chunk : plan.chunks()) rows += ExecuteChunk(chunk, result);
     EXPECT_LE(rows, shape_.max_step_tokens);
-    CheckBlocks();
     computed_ += rows;
     return result;
   }
@@ -146,51 +146,150 @@ class FakeRank {
   int64_t computed() const { return computed_; }
 
  private:
+  // What keys and values depend on: all tokens up to a position.
+  using Content = uint64_t;
+  struct Block {
+    int holders = 0;
+    std::array<Content, kBlockTokens> content = {};
+  };
   struct Slot {
     uint64_t seed = 0;
     int position = 0;
-    bool has_sample = false;
+    Content content = 0;  // of position - 1
+    int sampled = -1;
     std::vector<uint32_t> full = {};
     std::vector<uint32_t> sliding = {};
     int sliding_first = 0;
   };
 
-  int ExecuteChunk(const internal::v1::Chunk& chunk, internal::v1::StepResult& result) {
-    const auto entry = slots_.find(chunk.slot());
-    if (entry == slots_.end()) {
-      ADD_FAILURE() << "chunk for unknown slot " << chunk.slot();
-      return 0;
-    }
+  static Content Next(Content before, int token) {
+    return (before + static_cast<Content>(token) + 1) * 0x9E3779B97F4A7C15ull ^ (before >> 29);
+  }
+
+  Slot* Find(uint32_t id) {
+    const auto entry = slots_.find(id);
+    if (entry != slots_.end()) return &entry->second;
+    ADD_FAILURE() << "unknown slot " << id;
+    return nullptr;
+  }
+
+  void Free(uint32_t id) {
+    Slot* slot = Find(id);
+    if (slot == nullptr) return;
+    for (uint32_t block : slot->full) --full_[block].holders;
+    for (uint32_t block : slot->sliding) --sliding_[block].holders;
+    slots_.erase(id);
+  }
+
+  void Introduce(const internal::v1::NewSequence& sequence) {
+    EXPECT_LT(static_cast<int>(sequence.slot()), shape_.max_sequences);
+    const auto [entry, fresh] =
+        slots_.emplace(sequence.slot(), Slot{.seed = sequence.sampling().seed()});
+    EXPECT_TRUE(fresh) << "slot " << sequence.slot() << " reused before it was freed";
     Slot& slot = entry->second;
+    slot.position = static_cast<int>(sequence.cached_tokens());
+    slot.full.assign(sequence.full_blocks().begin(), sequence.full_blocks().end());
+    slot.sliding.assign(sequence.sliding_blocks().begin(), sequence.sliding_blocks().end());
+    slot.sliding_first = static_cast<int>(sequence.first_sliding_block());
+    for (uint32_t block : slot.full) ++full_[block].holders;
+    for (uint32_t block : slot.sliding) ++sliding_[block].holders;
+    EXPECT_EQ(slot.position, static_cast<int>(slot.full.size()) * kBlockTokens);
+    EXPECT_EQ(slot.full.size(), slot.sliding_first + slot.sliding.size());
+    if (slot.position == 0) return;
+    slot.content = full_[slot.full.back()].content.back();
+    CheckContent(slot);
+  }
+
+  void Release(const internal::v1::Chunk& chunk) {
+    Slot* slot = Find(chunk.slot());
+    if (slot == nullptr) return;
+    const size_t released = chunk.released_sliding_blocks();
+    ASSERT_LE(released, slot->sliding.size());
+    for (size_t i = 0; i < released; ++i) --sliding_[slot->sliding[i]].holders;
+    slot->sliding.erase(slot->sliding.begin(), slot->sliding.begin() + released);
+    slot->sliding_first += static_cast<int>(released);
+  }
+
+  void Append(const internal::v1::Chunk& chunk) {
+    Slot* slot = Find(chunk.slot());
+    if (slot == nullptr) return;
+    const auto append = [](const auto& added, std::vector<Block>& blocks,
+                           std::vector<uint32_t>& table) {
+      for (uint32_t block : added) {
+        ASSERT_LT(block, blocks.size());
+        EXPECT_EQ(blocks[block].holders++, 0) << "block " << block << " in two places";
+        blocks[block].content = {};
+        table.push_back(block);
+      }
+    };
+    append(chunk.new_full_blocks(), full_, slot->full);
+    append(chunk.new_sliding_blocks(), sliding_, slot->sliding);
+  }
+
+  int ExecuteChunk(const internal::v1::Chunk& chunk, internal::v1::StepResult& result) {
+    Slot* slot = Find(chunk.slot());
+    if (slot == nullptr) return 0;
     const int start = static_cast<int>(chunk.start_position());
-    EXPECT_EQ(start, slot.position) << "gap in positions";
-    EXPECT_TRUE(!chunk.tokens().empty() || slot.has_sample) << "no token on the device";
+    EXPECT_EQ(start, slot->position) << "gap in positions";
+    EXPECT_TRUE(!chunk.tokens().empty() || slot->sampled >= 0) << "no token on the device";
     const int rows = std::max(1, chunk.tokens_size());
-    ExtendTables(chunk, start, rows, slot);
+    const int end = BlocksOf(start + rows);
+    EXPECT_GE(static_cast<int>(slot->full.size()), end);
+    EXPECT_GE(slot->sliding_first + static_cast<int>(slot->sliding.size()), end);
+    EXPECT_LE(slot->sliding_first, std::max(0, start - shape_.window + 1) / kBlockTokens);
+    if (::testing::Test::HasFailure()) return rows;  // the tables may be too short to go on
+    CheckWindow(*slot);
     for (const auto& want : chunk.heads()) AddLogits(chunk, want, result);
     if (!chunk.logprobs().targets().empty()) AddTargets(chunk, result);
-    slot.position = start + rows;
+    for (int row = 0; row < rows; ++row) {
+      Write(*slot, chunk.tokens().empty() ? slot->sampled : static_cast<int>(chunk.tokens(row)));
+    }
+    CheckContent(*slot);
+    slot->sampled = -1;
     if (chunk.sample()) {
-      slot.has_sample = true;
+      slot->sampled = FakeToken(slot->seed, slot->position, shape_.vocab_size);
       auto* sampled = result.add_sampled();
       sampled->set_slot(chunk.slot());
-      sampled->set_position(slot.position);
-      sampled->set_token(FakeToken(slot.seed, slot.position, shape_.vocab_size));
+      sampled->set_position(slot->position);
+      sampled->set_token(slot->sampled);
     }
     return rows;
   }
 
-  void ExtendTables(const internal::v1::Chunk& chunk, int start, int rows, Slot& slot) {
-    const size_t released = chunk.released_sliding_blocks();
-    ASSERT_LE(released, slot.sliding.size());
-    slot.sliding.erase(slot.sliding.begin(), slot.sliding.begin() + released);
-    slot.sliding_first += static_cast<int>(released);
-    for (uint32_t block : chunk.new_full_blocks()) slot.full.push_back(block);
-    for (uint32_t block : chunk.new_sliding_blocks()) slot.sliding.push_back(block);
-    const int end = BlocksOf(start + rows);
-    EXPECT_GE(static_cast<int>(slot.full.size()), end);
-    EXPECT_GE(slot.sliding_first + static_cast<int>(slot.sliding.size()), end);
-    EXPECT_LE(slot.sliding_first, std::max(0, start - shape_.window + 1) / kBlockTokens);
+  void Write(Slot& slot, int token) {
+    slot.content = Next(slot.content, token);
+    const int block = slot.position / kBlockTokens;
+    Block& full = full_[slot.full[block]];
+    Block& sliding = sliding_[slot.sliding[block - slot.sliding_first]];
+    EXPECT_EQ(full.holders, 1) << "a shared block is written";
+    EXPECT_EQ(sliding.holders, 1) << "a shared block is written";
+    full.content[slot.position % kBlockTokens] = slot.content;
+    sliding.content[slot.position % kBlockTokens] = slot.content;
+    ++slot.position;
+  }
+
+  // What the sliding layers of the next row see is what the full layers have of the same tokens.
+  void CheckWindow(const Slot& slot) const {
+    for (int at = std::max(0, slot.position - shape_.window + 1); at < slot.position; ++at) {
+      const int block = at / kBlockTokens;
+      EXPECT_EQ(sliding_[slot.sliding[block - slot.sliding_first]].content[at % kBlockTokens],
+                full_[slot.full[block]].content[at % kBlockTokens])
+          << "position " << at;
+    }
+  }
+
+  // All positions hold the sequence's own tokens.
+  void CheckContent(const Slot& slot) const {
+    if (shape_.prompts == nullptr || !shape_.prompts->contains(slot.seed)) return;
+    const std::vector<int32_t>& prompt = shape_.prompts->at(slot.seed);
+    Content content = 0;
+    for (int at = 0; at < slot.position; ++at) {
+      content = Next(content, at < static_cast<int>(prompt.size())
+                                  ? prompt[at]
+                                  : FakeToken(slot.seed, at, shape_.vocab_size));
+      EXPECT_EQ(full_[slot.full[at / kBlockTokens]].content[at % kBlockTokens], content)
+          << "seed " << slot.seed << ", position " << at;
+    }
   }
 
   void AddLogits(const internal::v1::Chunk& chunk, const internal::v1::HeadWant& want,
@@ -220,23 +319,9 @@ class FakeRank {
     }
   }
 
-  // No block belongs to two sequences.
-  void CheckBlocks() const {
-    std::set<uint32_t> full;
-    std::set<uint32_t> sliding;
-    for (const auto& [id, slot] : slots_) {
-      for (uint32_t block : slot.full) {
-        EXPECT_LT(static_cast<int>(block), shape_.full_blocks);
-        EXPECT_TRUE(full.insert(block).second) << "full block " << block << " in two places";
-      }
-      for (uint32_t block : slot.sliding) {
-        EXPECT_LT(static_cast<int>(block), shape_.sliding_blocks);
-        EXPECT_TRUE(sliding.insert(block).second) << "sliding block " << block << " in two places";
-      }
-    }
-  }
-
   Shape shape_;
+  std::vector<Block> full_;
+  std::vector<Block> sliding_;
   std::map<uint32_t, Slot> slots_;
   uint64_t next_step_ = 0;
   int64_t computed_ = 0;

@@ -8,6 +8,26 @@
 
 namespace conclave::coordinator {
 
+// Of one completion.
+class GenerateCall::Sink final : public RequestSink {
+ public:
+  Sink(std::shared_ptr<GenerateCall> call, int completion)
+      : call_(std::move(call)), completion_(completion) {}
+
+  void OnPromptLogprobs(std::span<const PromptLogprob> logprobs) override {
+    call_->OnPromptLogprobs(completion_, logprobs);
+  }
+  void OnTokens(std::span<const TokenEvent> tokens) override {
+    call_->OnTokens(completion_, tokens);
+  }
+  void OnHeadLogits(int, int, std::span<const float>) override {}
+  void OnEnd(const Outcome& outcome) override { call_->OnEnd(completion_, outcome); }
+
+ private:
+  std::shared_ptr<GenerateCall> call_;
+  int completion_;
+};
+
 GenerateCall::GenerateCall(const ServingModel& model, Engine& engine, base::Executor& executor)
     : model_(model), engine_(engine), executor_(executor) {}
 
@@ -16,42 +36,55 @@ void GenerateCall::Refuse(const absl::Status& status) {
   Finish(base::ToGrpc(status));
 }
 
-void GenerateCall::Start(Request request) {
+void GenerateCall::Start(std::vector<Request> completions) {
   self_ = shared_from_this();
-  builder_.emplace(model_, request);
-  request.sink = self_;
-  absl::StatusOr<RequestId> id = engine_.Submit(std::move(request));
-  if (!id.ok()) {
-    Finish(base::ToGrpc(id.status()));
+  {
+    absl::MutexLock lock(&mutex_);
+    completions_.resize(completions.size());
+    open_ = completions.size();
+  }
+  for (size_t i = 0; i < completions.size(); ++i) {
+    builders_.emplace_back(model_, completions[i]);
+    completions[i].sink = std::make_shared<Sink>(self_, static_cast<int>(i));
+  }
+  const absl::StatusOr<std::vector<RequestId>> ids = engine_.SubmitForks(completions);
+  if (!ids.ok()) {
+    Finish(base::ToGrpc(ids.status()));
     return;
   }
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
-    id_ = *id;
-    submitted_ = true;
-    cancelled = cancelled_;
+    ids_ = *ids;
+    cancelled = cancelled_ || !status_.ok();
   }
-  if (cancelled) engine_.Cancel(*id);
+  if (cancelled) CancelAll();
 }
 
-void GenerateCall::OnPromptLogprobs(std::span<const PromptLogprob> logprobs) {
+void GenerateCall::OnPromptLogprobs(int completion, std::span<const PromptLogprob> logprobs) {
   absl::MutexLock lock(&mutex_);
-  pending_prompt_.insert(pending_prompt_.end(), logprobs.begin(), logprobs.end());
+  std::vector<PromptLogprob>& pending = completions_[completion].pending_prompt;
+  pending.insert(pending.end(), logprobs.begin(), logprobs.end());
   Schedule();
 }
 
-void GenerateCall::OnTokens(std::span<const TokenEvent> tokens) {
+void GenerateCall::OnTokens(int completion, std::span<const TokenEvent> tokens) {
   absl::MutexLock lock(&mutex_);
-  pending_.insert(pending_.end(), tokens.begin(), tokens.end());
+  std::vector<TokenEvent>& pending = completions_[completion].pending;
+  pending.insert(pending.end(), tokens.begin(), tokens.end());
   Schedule();
 }
 
-void GenerateCall::OnHeadLogits(int, int, std::span<const float>) {}
-
-void GenerateCall::OnEnd(const Outcome& outcome) {
+void GenerateCall::OnEnd(int completion, const Outcome& outcome) {
   absl::MutexLock lock(&mutex_);
-  outcome_ = outcome;
+  completions_[completion].outcome = outcome;
+  --open_;
+  const bool first_failure = status_.ok() && !outcome.status.ok();
+  if (first_failure) status_ = outcome.status;
+  // Not from here: a sink must not call the engine.
+  if (first_failure && open_ > 0) {
+    executor_.Post([self = shared_from_this()] { self->CancelAll(); });
+  }
   Schedule();
 }
 
@@ -65,21 +98,24 @@ void GenerateCall::Schedule() {
 GenerateCall::Work GenerateCall::TakeWork() {
   absl::MutexLock lock(&mutex_);
   Work work;
-  const bool writable = !broken_ && !last_written_;
-  if (writable) {
-    work.prompt = std::exchange(pending_prompt_, {});
-    work.tokens = std::exchange(pending_, {});
+  for (size_t i = 0; i < completions_.size() && !broken_; ++i) {
+    const size_t index = (next_writer_ + i) % completions_.size();
+    Completion& completion = completions_[index];
+    const bool ends = completion.outcome.has_value() && !completion.last_written && status_.ok();
+    if (completion.pending_prompt.empty() && completion.pending.empty() && !ends) continue;
+    next_writer_ = index + 1;
+    work.completion = static_cast<int>(index);
+    work.prompt = std::exchange(completion.pending_prompt, {});
+    work.tokens = std::exchange(completion.pending, {});
+    work.last = completion.last_written = ends;
+    return work;
   }
-  if (outcome_.has_value() && !finished_) {
-    if (writable && outcome_->status.ok()) {
-      work.last = true;
-      last_written_ = true;
-    } else if (!work.writes()) {
-      work.finish = base::ToGrpc(outcome_->status);
-      finished_ = true;
-    }
+  if (open_ == 0 && !finished_) {
+    finished_ = true;
+    work.finish = base::ToGrpc(status_);
+  } else {
+    busy_ = false;
   }
-  if (!work.writes() && !work.finish.has_value()) busy_ = false;
   return work;
 }
 
@@ -90,11 +126,13 @@ void GenerateCall::Pump() {
     Finish(*work.finish);
     return;
   }
-  if (!work.writes()) return;
+  if (work.completion < 0) return;
   v1::GenerateResponse response;
-  builder_->AppendPrompt(work.prompt, &response);
-  builder_->Append(work.tokens, &response);
-  if (work.last) builder_->Finish(*outcome_, &response);
+  response.set_index(static_cast<uint32_t>(work.completion));
+  ReplyBuilder& builder = builders_[work.completion];
+  builder.AppendPrompt(work.prompt, &response);
+  builder.Append(work.tokens, &response);
+  if (work.last) builder.Finish(*completions_[work.completion].outcome, &response);
   written_ = SerializeResponse(response);
   StartWrite(&written_);  // OnWriteDone pumps again
 }
@@ -103,21 +141,30 @@ void GenerateCall::OnWriteDone(bool ok) {
   if (!ok) {
     absl::MutexLock lock(&mutex_);
     broken_ = true;
-    pending_prompt_.clear();
-    pending_.clear();
+    for (Completion& completion : completions_) {
+      completion.pending_prompt.clear();
+      completion.pending.clear();
+    }
   }
   Pump();
 }
 
+void GenerateCall::CancelAll() {
+  std::vector<RequestId> ids;
+  {
+    absl::MutexLock lock(&mutex_);
+    ids = ids_;
+  }
+  for (RequestId id : ids) engine_.Cancel(id);
+}
+
 void GenerateCall::OnCancel() {
-  RequestId id = 0;
   {
     absl::MutexLock lock(&mutex_);
     cancelled_ = true;
-    if (!submitted_ || finished_) return;
-    id = id_;
+    if (finished_) return;
   }
-  engine_.Cancel(id);
+  CancelAll();
 }
 
 void GenerateCall::OnDone() { self_.reset(); }

@@ -17,22 +17,30 @@
 namespace conclave::coordinator {
 namespace {
 
-absl::StatusOr<Request> ParseGenerate(const ServingModel& model, const grpc::ByteBuffer& bytes) {
+absl::StatusOr<std::vector<Request>> ParseGenerate(const ServingModel& model,
+                                                   const grpc::ByteBuffer& bytes,
+                                                   const std::string& peer) {
   v1::GenerateRequest request;
   RETURN_IF_ERROR(ParseRequest(bytes, &request));
-  return TranslateGenerate(model, request, "");
+  return TranslateCompletions(model, request, "", peer);
 }
 
-absl::StatusOr<std::vector<Request>> ParseBatch(const ServingModel& model,
-                                                const grpc::ByteBuffer& bytes) {
+// The completions of each request.
+absl::StatusOr<std::vector<std::vector<Request>>> ParseBatch(const ServingModel& model,
+                                                             const grpc::ByteBuffer& bytes,
+                                                             const std::string& peer) {
   v1::GenerateBatchRequest batch;
   RETURN_IF_ERROR(ParseRequest(bytes, &batch));
-  RETURN_IF_ERROR(CheckBatchSize(model, "requests", batch.requests_size()));
-  std::vector<Request> requests;
+  RETURN_IF_ERROR(CheckBatchSize("requests", batch.requests_size()));
+  std::vector<std::vector<Request>> requests;
+  int completions = 0;
   for (int i = 0; i < batch.requests_size(); ++i) {
-    ASSIGN_OR_RETURN(Request request,
-                     TranslateGenerate(model, batch.requests(i), fmt::format("requests[{}].", i)));
-    requests.push_back(std::move(request));
+    ASSIGN_OR_RETURN(
+        std::vector<Request> forks,
+        TranslateCompletions(model, batch.requests(i), fmt::format("requests[{}].", i), peer));
+    completions += static_cast<int>(forks.size());
+    RETURN_IF_ERROR(CheckBatchSize("requests, counting n,", completions));
+    requests.push_back(std::move(forks));
   }
   return requests;
 }
@@ -42,12 +50,14 @@ absl::StatusOr<std::vector<Request>> ParseBatch(const ServingModel& model,
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
   auto call = std::make_shared<GenerateCall>(model_, engine_, executor_);
-  absl::StatusOr<Request> request = ParseGenerate(model_, *bytes);
-  if (request.ok()) {
-    request->deadline = absl::FromChrono(context->deadline());
-    call->Start(*std::move(request));
+  absl::StatusOr<std::vector<Request>> completions = ParseGenerate(model_, *bytes, context->peer());
+  if (completions.ok()) {
+    for (Request& request : *completions) {
+      request.deadline = absl::FromChrono(context->deadline());
+    }
+    call->Start(*std::move(completions));
   } else {
-    call->Refuse(request.status());
+    call->Refuse(completions.status());
   }
   return call.get();
 }
@@ -55,24 +65,34 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
 grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackServerContext* context,
                                                                const grpc::ByteBuffer* bytes,
                                                                grpc::ByteBuffer* response) {
-  auto call = std::make_shared<BatchCall>(engine_, executor_, response);
-  absl::StatusOr<std::vector<Request>> requests = ParseBatch(model_, *bytes);
+  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
+  absl::StatusOr<std::vector<std::vector<Request>>> requests =
+      ParseBatch(model_, *bytes, context->peer());
   if (!requests.ok()) {
     call->Refuse(requests.status());
     return call.get();
   }
-  auto builders = std::make_shared<std::vector<ReplyBuilder>>();
-  for (Request& request : *requests) {
-    request.deadline = absl::FromChrono(context->deadline());
-    builders->emplace_back(model_, request);
+  // Of one completion each, in the order of the results.
+  struct Reply {
+    ReplyBuilder builder;
+    uint32_t index;
+  };
+  auto replies = std::make_shared<std::vector<Reply>>();
+  for (std::vector<Request>& completions : *requests) {
+    for (uint32_t i = 0; i < completions.size(); ++i) {
+      completions[i].deadline = absl::FromChrono(context->deadline());
+      replies->push_back({ReplyBuilder(model_, completions[i]), i});
+    }
   }
-  call->Start(*std::move(requests), [builders](std::span<const BatchItem> items) {
+  call->Start(*std::move(requests), [replies](std::span<const BatchItem> items) {
     v1::GenerateBatchResponse batch;
     for (size_t i = 0; i < items.size(); ++i) {
       v1::GenerateBatchResult* result = batch.add_results();
-      (*builders)[i].AppendPrompt(items[i].prompt, result);
-      (*builders)[i].Append(items[i].tokens, result);
-      (*builders)[i].Finish(items[i].outcome, result);
+      ReplyBuilder& builder = (*replies)[i].builder;
+      result->set_index((*replies)[i].index);
+      builder.AppendPrompt(items[i].prompt, result);
+      builder.Append(items[i].tokens, result);
+      builder.Finish(items[i].outcome, result);
     }
     return SerializeResponse(batch);
   });

@@ -18,33 +18,68 @@ BlockCount PeakBlocks(int tokens, int chunk, int window) {
   return {.full = BlocksOf(tokens), .sliding = PeakSlidingBlocks(tokens, chunk, window)};
 }
 
-bool SequenceBlocks::Reserve(KvPools& pools, int tokens, int chunk) {
-  CONCLAVE_CHECK(pools_ == nullptr && tokens >= 1 && chunk >= 1);
-  const BlockCount peak = PeakBlocks(tokens, chunk, pools.window);
-  if (!pools.full.Reserve(peak.full)) return false;
-  if (!pools.sliding.Reserve(peak.sliding)) {
-    pools.full.CancelReservation(peak.full);
-    return false;
-  }
-  pools_ = &pools;
-  tokens_ = tokens;
-  promised_ = peak;
-  full_.reserve(peak.full);
-  return true;
+int KvPools::TakeFull() {
+  if (full.free() == 0) cache.EvictFull();
+  return full.Take();
 }
 
-BlockDelta SequenceBlocks::Extend(int start, int rows, int chunk) {
-  CONCLAVE_CHECK(pools_ != nullptr && rows >= 1 && rows <= chunk && start + rows <= tokens_);
+int KvPools::TakeSliding() {
+  if (sliding.free() == 0) cache.EvictSliding();
+  return sliding.Take();
+}
+
+void SequenceBlocks::Begin(KvPools& pools, const PrefixCache::Hit& hit, bool caches) {
+  CONCLAVE_CHECK(pools_ == nullptr);
+  pools_ = &pools;
+  caches_ = caches;
+  for (int block : hit.full) pools.full.Share(block);
+  for (int block : hit.sliding) pools.sliding.Share(block);
+  full_ = hit.full;
+  sliding_.assign(hit.sliding.begin(), hit.sliding.end());
+  first_sliding_ = hit.first_sliding;
+  entered_ = full_blocks();
+  last_entered_ = hit.last;
+}
+
+int SequenceBlocks::FirstNeeded(int start) const {
+  return std::max(0, start - pools_->window + 1) / kBlockTokens;
+}
+
+// Blocks, from the first position on, that can be had for a chunk that begins at `start`.
+BlockCount SequenceBlocks::Reach(int start) const {
+  const int passed = std::clamp(FirstNeeded(start) - first_sliding_, 0, sliding_blocks());
+  const auto returned =
+      std::count_if(sliding_.begin(), sliding_.begin() + passed,
+                    [this](int block) { return pools_->sliding.holders(block) == 1; });
+  return {.full = full_blocks() + pools_->full.available(),
+          .sliding = first_sliding_ + sliding_blocks() + static_cast<int>(returned) +
+                     pools_->sliding.available()};
+}
+
+int SequenceBlocks::RowsThatFit(int start, int wanted) const {
+  if (start + wanted <= covered()) return wanted;
+  const BlockCount reach = Reach(start);
+  return std::clamp(std::min(reach.full, reach.sliding) * kBlockTokens - start, 0, wanted);
+}
+
+BlockCount SequenceBlocks::Lacking(int start) const {
+  if (start < covered()) return {};
+  const BlockCount reach = Reach(start);
+  return {.full = reach.full * kBlockTokens <= start ? 1 : 0,
+          .sliding = reach.sliding * kBlockTokens <= start ? 1 : 0};
+}
+
+BlockDelta SequenceBlocks::Extend(int start, int rows) {
+  CONCLAVE_CHECK(pools_ != nullptr && rows >= 1);
   BlockDelta delta;
   delta.released_sliding = ReleasePassed(start);
-  ShrinkSlidingPromise(chunk);
   const int end = BlocksOf(start + rows);
   while (full_blocks() < end) {
-    full_.push_back(pools_->full.Take());
+    full_.push_back(pools_->TakeFull());
     delta.new_full.push_back(full_.back());
   }
-  while (sliding_first_ + sliding_blocks() < end) {
-    sliding_.push_back(pools_->sliding.Take());
+  while (first_sliding_ + sliding_blocks() < end) {
+    sliding_.push_back(pools_->TakeSliding());
     delta.new_sliding.push_back(sliding_.back());
   }
   BlockCount& most = pools_->max_per_sequence;
@@ -54,33 +89,75 @@ BlockDelta SequenceBlocks::Extend(int start, int rows, int chunk) {
 }
 
 int SequenceBlocks::ReleasePassed(int start) {
-  const int first_needed = std::max(0, start - pools_->window + 1) / kBlockTokens;
+  const int first_needed = FirstNeeded(start);
   int released = 0;
-  while (sliding_first_ < first_needed && !sliding_.empty()) {
+  while (first_sliding_ < first_needed && !sliding_.empty()) {
+    pools_->cache.PassSliding(sliding_.front());
     pools_->sliding.Return(sliding_.front());
     sliding_.pop_front();
-    ++sliding_first_;
+    ++first_sliding_;
     ++released;
   }
   return released;
 }
 
-void SequenceBlocks::ShrinkSlidingPromise(int chunk) {
-  const int needed = PeakSlidingBlocks(tokens_, chunk, pools_->window);
-  if (needed >= promised_.sliding) return;
-  pools_->sliding.CancelReservation(promised_.sliding - needed);
-  promised_.sliding = needed;
+void SequenceBlocks::Enter(std::span<const int32_t> tokens, int prompt) {
+  const int whole = static_cast<int>(tokens.size()) / kBlockTokens;
+  while (caches_ && entered_ < whole) {
+    const int held = entered_ - first_sliding_;
+    const int sliding = held >= 0 ? sliding_[held] : -1;
+    // A parent that is gone has taken with it what would lead here.
+    caches_ = pools_->cache.Enter(last_entered_, tokens.subspan(entered_ * kBlockTokens),
+                                  full_[entered_], sliding);
+    if (!caches_) return;
+    if (sliding >= 0 && IsCheckpoint(entered_, prompt)) pools_->cache.Keep(sliding);
+    ++entered_;
+  }
 }
 
+// The block lies in the window before a place at which another sequence is likely to go on: the end
+// of the prompt (or, since its last token is always computed, the block before), or a multiple of
+// kCheckpointTokens.
+bool SequenceBlocks::IsCheckpoint(int block, int prompt) const {
+  const int start = block * kBlockTokens;
+  for (const int place :
+       {(start / kCheckpointTokens + 1) * kCheckpointTokens, prompt / kBlockTokens * kBlockTokens,
+        (prompt - 1) / kBlockTokens * kBlockTokens}) {
+    if (start < place && FirstNeeded(place) <= block) return true;
+  }
+  return false;
+}
+
+// From the end: of blocks that nobody needs now, the last ones of a prefix are evicted first.
 void SequenceBlocks::Free() {
   if (pools_ == nullptr) return;
-  for (int block : full_) pools_->full.Return(block);
-  for (int block : sliding_) pools_->sliding.Return(block);
+  // Another sequence may go on where this one ends: a conversation's next turn.
+  const int last_window = FirstNeeded(entered_ * kBlockTokens) - first_sliding_;
+  for (int i = 0; i < sliding_blocks(); ++i) {
+    if (i >= last_window) {
+      pools_->cache.Keep(sliding_[i]);
+    } else {
+      pools_->cache.PassSliding(sliding_[i]);
+    }
+  }
+  for (auto block = full_.rbegin(); block != full_.rend(); ++block) pools_->full.Return(*block);
+  for (auto block = sliding_.rbegin(); block != sliding_.rend(); ++block) {
+    pools_->sliding.Return(*block);
+  }
   full_.clear();
   sliding_.clear();
-  pools_->full.CancelReservation(promised_.full);
-  pools_->sliding.CancelReservation(promised_.sliding);
+  first_sliding_ = 0;
+  entered_ = 0;
+  last_entered_ = {};
   pools_ = nullptr;
+}
+
+BlockCount SequenceBlocks::Exclusive() const {
+  const auto count = [](const BlockPool& pool, const auto& blocks) {
+    return static_cast<int>(std::count_if(blocks.begin(), blocks.end(),
+                                          [&pool](int block) { return pool.holders(block) == 1; }));
+  };
+  return {.full = count(pools_->full, full_), .sliding = count(pools_->sliding, sliding_)};
 }
 
 }  // namespace conclave::coordinator

@@ -10,15 +10,23 @@
 //             released  held     held     held     new
 //
 // so a sequence past the window holds a constant number of sliding blocks, whatever its length.
+// Whole blocks are entered in the prefix cache as soon as a plan computes them; of the sliding
+// ones, those at the end of the prompt and before every 1,024th token stay there when the window
+// has passed.
 
+#include <algorithm>
+#include <cstdint>
 #include <deque>
+#include <span>
 #include <vector>
 
 #include "coordinator/block_pool.h"
+#include "coordinator/prefix_cache.h"
 
 namespace conclave::coordinator {
 
-inline constexpr int kBlockTokens = 16;
+// Tokens between two places at which the sliding blocks of a long prompt are kept.
+inline constexpr int kCheckpointTokens = 1024;
 
 // Blocks of each kind.
 struct BlockCount {
@@ -36,13 +44,23 @@ int PeakSlidingBlocks(int tokens, int chunk, int window);
 // The most blocks a sequence of `tokens` positions ever holds.
 BlockCount PeakBlocks(int tokens, int chunk, int window);
 
-// Both pools of one data-parallel group.
+// Both pools of one data-parallel group, and what is in them.
 struct KvPools {
+  KvPools(int full_blocks, int sliding_blocks, int sliding_window)
+      : full(full_blocks),
+        sliding(sliding_blocks),
+        window(sliding_window),
+        cache(full, sliding, sliding_window) {}
+
+  // A block that nobody holds, if need be one that the cache gives up. There is one.
+  int TakeFull();
+  int TakeSliding();
+
   BlockPool full;
   BlockPool sliding;
-  int window = 1;  // keys a sliding layer sees, the query's own included; at least 1
-  // The most one sequence has held at once.
-  BlockCount max_per_sequence = {};
+  const int window;  // keys a sliding layer sees, the query's own included; at least 1
+  PrefixCache cache;
+  BlockCount max_per_sequence = {};  // the most one sequence has held at once
 };
 
 // What a chunk changes in the slot's block tables, before it runs.
@@ -52,7 +70,7 @@ struct BlockDelta {
   int released_sliding = 0;  // from the front
 };
 
-// Borrows the pools, which must outlive it. Owned by the scheduler thread.
+// Owned by the scheduler thread.
 class SequenceBlocks {
  public:
   SequenceBlocks() = default;
@@ -60,30 +78,52 @@ class SequenceBlocks {
   SequenceBlocks(const SequenceBlocks&) = delete;
   SequenceBlocks& operator=(const SequenceBlocks&) = delete;
 
-  // Promises what `tokens` positions in chunks of at most `chunk` can need. False: no room now.
-  bool Reserve(KvPools& pools, int tokens, int chunk);
+  // Begins to hold blocks of `pools`, which is borrowed, with those of `hit`. `caches`: whole
+  // blocks may be entered in the cache.
+  void Begin(KvPools& pools, const PrefixCache::Hit& hit, bool caches);
 
-  // Makes positions [start, start + rows) storable. Chunks come in order and without gaps; `chunk`
-  // is the longest one still to come, this one included. Positions before the window of `start` are
-  // given up.
-  BlockDelta Extend(int start, int rows, int chunk);
+  // Positions [0, covered) are storable without a new block.
+  int covered() const {
+    return std::min(full_blocks(), first_sliding_ + sliding_blocks()) * kBlockTokens;
+  }
+  // Of `wanted` rows from `start` on, those that Extend could make storable now; 0: not one.
+  int RowsThatFit(int start, int wanted) const;
+  // The blocks for which not one fits: 0 or 1 of each kind.
+  BlockCount Lacking(int start) const;
 
-  // Returns every block and the rest of the promise.
+  // Makes positions [start, start + rows) storable. Chunks come in order and without gaps; the
+  // blocks it needs are available. Positions before the window of `start` are given up.
+  BlockDelta Extend(int start, int rows);
+
+  // Enters the whole blocks of `tokens` in the cache, all of which are computed by plans already
+  // made. The first `prompt` are the prompt's.
+  void Enter(std::span<const int32_t> tokens, int prompt);
+
+  // Returns every block; those in the cache stay there until they are needed.
   void Free();
+
+  // Blocks that nobody else holds: what Free would make available.
+  BlockCount Exclusive() const;
 
   int full_blocks() const { return static_cast<int>(full_.size()); }
   int sliding_blocks() const { return static_cast<int>(sliding_.size()); }
+  const std::vector<int>& full() const { return full_; }
+  const std::deque<int>& sliding() const { return sliding_; }
+  int first_sliding() const { return first_sliding_; }
 
  private:
+  BlockCount Reach(int start) const;
   int ReleasePassed(int start);
-  void ShrinkSlidingPromise(int chunk);
+  int FirstNeeded(int start) const;
+  bool IsCheckpoint(int block, int prompt) const;
 
   KvPools* pools_ = nullptr;
-  int tokens_ = 0;
-  BlockCount promised_;
   std::vector<int> full_;
   std::deque<int> sliding_;
-  int sliding_first_ = 0;  // block number of sliding_.front()
+  int first_sliding_ = 0;  // block number of sliding_.front()
+  bool caches_ = false;
+  int entered_ = 0;  // blocks in the cache, from the first on
+  PrefixCache::Place last_entered_;
 };
 
 }  // namespace conclave::coordinator

@@ -55,6 +55,8 @@ void FillModel(const ServingModel& model, v1::GetModelResponse* out) {
   limits->set_max_queued(static_cast<uint32_t>(model.limits.max_queued));
   limits->set_max_step_tokens(static_cast<uint32_t>(model.limits.max_step_tokens));
   limits->set_max_logprobs(kMaxLogprobs);
+  limits->set_max_completions(kMaxCompletions);
+  limits->set_max_batch(kMaxBatch);
   out->mutable_experts()->set_checkpoint_layout(
       std::string(model::LayoutName(model.checkpoint->layout())));
 }

@@ -26,6 +26,10 @@ Progress ProgressWatch::Get() const {
   return {.busy = busy_, .last = last_, .limit = limit * base::TimeScale()};
 }
 
+absl::Duration ProgressWatch::ShortestStep() const {
+  return steps_.empty() ? absl::ZeroDuration() : *std::min_element(steps_.begin(), steps_.end());
+}
+
 absl::Duration ProgressWatch::MedianStep() const {
   if (steps_.empty()) return absl::ZeroDuration();
   std::vector<absl::Duration> sorted = steps_;

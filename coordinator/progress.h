@@ -28,6 +28,8 @@ class ProgressWatch {
   // The limit is max(10 s, 20 x the median of the last steps): steps of a large model on a small
   // machine take seconds and are still progress.
   Progress Get() const;
+  // Of the last steps; zero as long as there were none.
+  absl::Duration ShortestStep() const;
 
  private:
   absl::Duration MedianStep() const;

@@ -9,6 +9,8 @@
 #include <thread>
 
 #include "absl/synchronization/mutex.h"
+#include "base/grpc_status.h"
+#include "base/retry_delay.h"
 #include "coordinator/classification_service.h"
 #include "coordinator/cluster_service.h"
 #include "coordinator/generation_service.h"
@@ -19,14 +21,32 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 
 // Keeps what is submitted; the test answers through the sinks.
 class FakeEngine final : public Engine {
  public:
-  absl::StatusOr<RequestId> Submit(Request request) override {
+  absl::StatusOr<std::vector<RequestId>> SubmitForks(std::vector<Request>& requests) override {
     absl::MutexLock lock(&mutex_);
     if (!refusal.ok()) return refusal;
-    requests_.push_back(std::move(request));
+    if (open_ + requests.size() > most_open) {
+      return base::WithRetryDelay(absl::ResourceExhaustedError("full"), absl::Seconds(2));
+    }
+    std::vector<RequestId> ids;
+    for (Request& request : requests) {
+      requests_.push_back(std::move(request));
+      ids.push_back(requests_.size());
+    }
+    open_ += requests.size();
+    return ids;
+  }
+  // Makes room for so many.
+  void Leave(size_t count) {
+    absl::MutexLock lock(&mutex_);
+    open_ -= count;
+  }
+  size_t submitted() {
+    absl::MutexLock lock(&mutex_);
     return requests_.size();
   }
   void Cancel(RequestId id) override {
@@ -66,10 +86,12 @@ class FakeEngine final : public Engine {
   }
 
   absl::Status refusal;
+  size_t most_open = 1'000'000;
 
  private:
   std::thread rebalance_;
-  absl::Mutex mutex_;  // guards both lists
+  absl::Mutex mutex_;  // guards all below
+  size_t open_ = 0;
   std::vector<Request> requests_;
   std::vector<RequestId> cancelled_;
 };
@@ -344,6 +366,126 @@ TEST_F(PublicServicesTest, OneFailureCancelsTheRestOfABatch) {
   engine_.Wait(0).sink->OnEnd(Ended(FinishReason::kCancelled, 1, 0));
   caller.join();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(PublicServicesTest, CompletionsOfOnePromptAreToldApartByIndexAndEachEndsOnce) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateRequest call = Prompt({1, 2});
+  call.set_n(3);
+  call.mutable_sampling()->set_seed(41);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, call);
+  std::vector<Request> requests;
+  for (size_t i = 0; i < 3; ++i) requests.push_back(engine_.Wait(i));
+  EXPECT_EQ(requests[2].sampling.seed(), 43u);
+  const auto token = [](int id) { return std::vector<TokenEvent>{{id, false, 0, {}}}; };
+  requests[1].sink->OnTokens(token(11));
+  requests[0].sink->OnTokens(token(10));
+  requests[1].sink->OnEnd(Ended(FinishReason::kLength, 2, 1));
+  requests[2].sink->OnTokens(token(12));
+  requests[2].sink->OnTokens(token(13));
+  requests[2].sink->OnEnd(Ended(FinishReason::kLength, 2, 2));
+  requests[0].sink->OnEnd(Ended(FinishReason::kLength, 2, 1));
+  std::map<uint32_t, std::vector<uint32_t>> tokens;
+  std::map<uint32_t, uint64_t> seeds;
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+    EXPECT_FALSE(seeds.contains(response.index())) << "a response after the finish";
+    auto& all = tokens[response.index()];
+    all.insert(all.end(), response.tokens().begin(), response.tokens().end());
+    if (response.has_finish()) seeds[response.index()] = response.finish().seed();
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_THAT(tokens[0], ElementsAre(10));
+  EXPECT_THAT(tokens[1], ElementsAre(11));
+  EXPECT_THAT(tokens[2], ElementsAre(12, 13));
+  EXPECT_THAT(seeds, ElementsAre(Pair(0, 41), Pair(1, 42), Pair(2, 43)));
+}
+
+TEST_F(PublicServicesTest, OneCompletionThatFailsEndsTheOthers) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateRequest call = Prompt({1, 2});
+  call.set_n(2);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, call);
+  const Request other = engine_.Wait(1);
+  const Request first = engine_.Wait(0);
+  Outcome late;
+  late.status = absl::DeadlineExceededError("late");
+  first.sink->OnEnd(late);
+  engine_.WaitForCancel(2);
+  other.sink->OnEnd(Ended(FinishReason::kCancelled, 2, 0));
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(PublicServicesTest, ResultsOfABatchStandByRequestAndIndex) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = Prompt({1});
+  batch.mutable_requests(0)->set_n(2);
+  *batch.add_requests() = Prompt({2});
+  v1::GenerateBatchResponse reply;
+  grpc::Status status;
+  std::thread caller([&] {
+    grpc::ClientContext context;
+    status = stub->GenerateBatch(&context, batch, &reply);
+  });
+  for (int i : {2, 0, 1}) {
+    const Request request = engine_.Wait(i);
+    request.sink->OnTokens(std::vector<TokenEvent>{{20 + i, false, 0, {}}});
+    request.sink->OnEnd(Ended(FinishReason::kLength, 1, 1));
+  }
+  caller.join();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(reply.results_size(), 3);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THAT(reply.results(i).tokens(), ElementsAre(20 + i));
+    EXPECT_EQ(reply.results(i).index(), i == 1 ? 1u : 0u);
+  }
+}
+
+// The queue of 16 has room for four of a batch, and here for three.
+TEST_F(PublicServicesTest, ABatchLargerThanTheQueueIsSubmittedAPartAtATime) {
+  engine_.most_open = 3;
+  auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ClassifySequenceRequest request;
+  request.set_head("mood");
+  request.set_priority(7);
+  request.set_user("batch");
+  for (int i = 0; i < 100; ++i) request.add_inputs()->mutable_tokens()->add_ids(i);
+  v1::ClassifySequenceResponse reply;
+  grpc::Status status;
+  std::thread caller([&] {
+    grpc::ClientContext context;
+    status = stub->ClassifySequence(&context, request, &reply);
+  });
+  for (size_t i = 0; i < 100; ++i) {
+    const Request input = engine_.Wait(i);
+    EXPECT_EQ(input.priority, 7);
+    EXPECT_EQ(input.user, "user batch");
+    EXPECT_LE(engine_.submitted(), i + 3);
+    input.sink->OnHeadLogits(0, 0, std::vector<float>{static_cast<float>(i), 0, 0});
+    engine_.Leave(1);
+    input.sink->OnEnd(Ended(FinishReason::kHeads, 1, 0));
+  }
+  caller.join();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(reply.results_size(), 100);
+  EXPECT_EQ(reply.results(42).labels(0).logit(), 42);
+}
+
+TEST_F(PublicServicesTest, AFullQueueCarriesARetryDelay) {
+  engine_.most_open = 0;
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = Prompt({1});
+  v1::GenerateBatchResponse reply;
+  grpc::ClientContext context;
+  const grpc::Status status = stub->GenerateBatch(&context, batch, &reply);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(base::RetryDelay(base::FromGrpc(status)), absl::Seconds(2));
 }
 
 TEST_F(PublicServicesTest, ASequenceHeadReadsTheLastTokenThatIsNotPadding) {

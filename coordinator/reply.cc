@@ -23,6 +23,7 @@ v1::Usage ToProto(const Outcome& outcome) {
   v1::Usage usage;
   usage.set_prompt_tokens(static_cast<uint32_t>(outcome.prompt_tokens));
   usage.set_completion_tokens(static_cast<uint32_t>(outcome.completion_tokens));
+  usage.set_cached_tokens(static_cast<uint32_t>(outcome.cached_tokens));
   return usage;
 }
 

@@ -8,17 +8,21 @@
 //   while (auto plan = scheduler.NextPlan()) ... send plan->groups[dp_rank] to every rank ...
 //   RETURN_IF_ERROR(scheduler.OnResult(rank, result));   // of every rank
 //
-// Pure: one thread, no I/O, time only from the clock it is given. Requests are admitted first come,
-// first served, to the group with the least load, when the blocks they can need are free. Plans are
+// Pure: one thread, no I/O, time only from the clock it is given. Requests that generate and
+// requests that only read heads wait in two queues (coordinator/admission_queue.h), so that neither
+// kind waits for the other's slots. The next one goes to the group that would have computed its
+// prompt first, by its load and by what it has of the prompt in its prefix cache. Plans are
 // numbered in each epoch and go to every rank; up to pipeline_depth of them are unanswered, so a
 // sequence that turns out to have stopped may be in one plan too many: that result is dropped, and
 // only then are its slot and blocks free.
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <optional>
 #include <set>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -26,8 +30,11 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "coordinator/admission_pace.h"
+#include "coordinator/admission_queue.h"
 #include "coordinator/engine.h"
 #include "coordinator/exchange_policy.h"
+#include "coordinator/fair_shares.h"
 #include "coordinator/progress.h"
 #include "coordinator/scheduler_options.h"
 #include "coordinator/sequence.h"
@@ -59,13 +66,16 @@ class Scheduler {
   // Ends every queued and running request with `status`, and the epoch with them.
   void FailAll(const absl::Status& status);
 
-  // Queues a request that passed CheckRequest for this epoch's cache. Needs an epoch.
-  void Submit(RequestId id, Request request);
+  // Queues a request that passed CheckRequest for this epoch's cache. Needs an epoch. Lower ids
+  // count as earlier. One that cannot make its deadline ends with DEADLINE_EXCEEDED at once. A fork
+  // of `leader`, another request, waits until the leader's prompt is computed, to find it in the
+  // prefix cache.
+  void Submit(RequestId id, Request request, std::optional<RequestId> leader = std::nullopt);
 
   // The request ends with kCancelled. Ids that are unknown or have ended are ignored.
   void Cancel(RequestId id);
 
-  // Ends what is past its deadline with DEADLINE_EXCEEDED.
+  // Ends what is past its deadline, or waits and can no longer make it, with DEADLINE_EXCEEDED.
   void Expire();
   // When to call Expire next; InfiniteFuture when nothing has a deadline.
   absl::Time NextDeadline() const;
@@ -78,19 +88,33 @@ class Scheduler {
   absl::Status OnResult(int rank, const internal::v1::StepResult& result);
 
   bool in_epoch() const { return epoch_.has_value(); }
-  int queued() const { return static_cast<int>(queue_.size()); }
+  // Wait for their admission.
+  int queued() const;
+  // After what time a client that found the queue full should try again.
+  absl::Duration RetryDelay() const;
   int running() const;
   int plans_in_flight() const { return static_cast<int>(in_flight_.size()); }
+  bool caches_prefixes() const { return options_.prefix_cache; }
   Progress progress() const { return progress_.Get(); }
   const SchedulerCounters& counters() const { return counters_; }
   const std::vector<std::unique_ptr<SequenceGroup>>& groups() const { return groups_; }
 
  private:
-  // Where a request that has not ended is. `group` -1: still queued.
+  // Where a request that has not ended is. `group` -1: not resident.
   struct Tracked {
     Sequence* sequence = nullptr;
     int group = -1;
-    absl::Time deadline;
+    std::string user;
+    absl::Time expiry;                // as in expiries_
+    std::optional<RequestId> leader;  // waits for it, in followers_
+  };
+  // Requests of one kind that wait.
+  struct Lane {
+    explicit Lane(const FairShares& shares) : queue(shares) {}
+    AdmissionQueue queue;
+    AdmissionPace pace;
+    bool lacks_blocks = false;  // the next one found none
+    int passed_over = 0;        // admissions of the other lane since then
   };
   struct InFlight {
     uint64_t step = 0;
@@ -99,10 +123,16 @@ class Scheduler {
   };
 
   void StartEpoch(uint64_t epoch);
+  Lane& LaneOf(const Sequence& sequence) { return lanes_[sequence.generates() ? 0 : 1]; }
   void AdmitQueued(absl::Time now);
-  bool AdmitToLeastLoaded(std::unique_ptr<Sequence>& sequence, absl::Time now);
+  bool AdmitNext(Lane& lane, Lane& other, std::vector<int64_t>& loads, absl::Time now);
+  void Requeue(SequenceGroup& group);
+  void ReleaseFollowers();
+  void ReleaseFollowersOf(RequestId leader);
+  absl::Duration LeastTime(const Sequence& sequence) const;
+  void SetExpiry(RequestId id, absl::Time expiry);
   void End(RequestId id, const absl::Status& status, FinishReason reason);
-  void Forget(RequestId id);
+  void Forget(RequestId id, int unused_tokens);
   void CountAnswer(int rank, const internal::v1::StepResult& result, absl::Time now);
   void UpdateBusy(absl::Time now);
 
@@ -115,9 +145,13 @@ class Scheduler {
   std::optional<uint64_t> epoch_;
   bool held_ = false;
   std::vector<std::unique_ptr<SequenceGroup>> groups_;  // [dp]
-  std::deque<std::unique_ptr<Sequence>> queue_;
+  FairShares shares_;
+  std::array<Lane, 2> lanes_;  // generation, heads alone
+  std::unordered_map<RequestId, std::vector<std::unique_ptr<Sequence>>> followers_;  // by leader
   std::unordered_map<RequestId, Tracked> tracked_;
-  std::set<std::pair<absl::Time, RequestId>> deadlines_;
+  // When to look at a request again: the deadline of a resident one, and for one that waits the
+  // last moment at which it could still be computed in time.
+  std::set<std::pair<absl::Time, RequestId>> expiries_;
 
   uint64_t next_step_ = 0;
   std::deque<InFlight> in_flight_;     // oldest first

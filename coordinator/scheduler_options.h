@@ -35,6 +35,10 @@ struct SchedulerOptions {
   // retries later is better off than one that waits for minutes.
   int max_queued = 1024;
 
+  // Whole blocks of prompts and completions are kept for later sequences that begin with the same
+  // tokens, as long as nobody needs the blocks.
+  bool prefix_cache = true;
+
   // Plans sent and not yet answered. With two, a worker finds its next plan when it ends a step;
   // more would only delay new requests and cancellations.
   int pipeline_depth = 2;

@@ -25,6 +25,7 @@ class RandomWorkload {
  public:
   explicit RandomWorkload(uint32_t seed)
       : random_(seed), options_(RandomOptions()), scheduler_(options_, clock_) {
+    // Few enough that sequences are preempted and blocks evicted.
     cache_.set_full_blocks(Pick(8, 30));
     cache_.set_sliding_blocks(Pick(8, 30));
     cache_.set_max_sequences(options_.max_running);
@@ -61,6 +62,7 @@ class RandomWorkload {
     options.max_running = Pick(1, std::min(6, options.max_step_tokens));
     options.prefill_chunk = Pick(1, 40);
     options.pipeline_depth = Pick(1, 4);
+    options.prefix_cache = Chance(75);
     return options;
   }
 
@@ -77,7 +79,8 @@ class RandomWorkload {
                           .full_blocks = static_cast<int>(cache_.full_blocks()),
                           .sliding_blocks = static_cast<int>(cache_.sliding_blocks()),
                           .max_sequences = options_.max_running,
-                          .max_step_tokens = options_.max_step_tokens});
+                          .max_step_tokens = options_.max_step_tokens,
+                          .prompts = &prompts_});
     }
   }
 
@@ -103,7 +106,14 @@ class RandomWorkload {
   void Submit() {
     Request request;
     const int prompt = Pick(1, 60);
-    request.tokens.assign(prompt, 1);
+    // Of a few families, whose prompts begin alike.
+    const int family = Pick(1, 3);
+    const int own = Chance(50) ? prompt : Pick(0, prompt);
+    for (int i = 0; i < prompt; ++i) {
+      request.tokens.push_back(i < own ? family + i % 7 : Pick(0, kVocab - 1));
+    }
+    request.priority = Pick(0, 2);
+    request.user = Chance(50) ? "a" : "b";
     request.max_tokens = Chance(20) ? 0 : Pick(1, 80);
     request.ignore_eos = Chance(50);
     if (Chance(30)) request.stop_token_ids = {Pick(0, kVocab - 1)};
@@ -128,7 +138,18 @@ class RandomWorkload {
                             .compute_limit = ComputeLimit(request, kContext),
                             .completion_limit = CompletionLimit(request, kContext),
                             .heads_only = request.max_tokens == 0};
-    scheduler_.Submit(next_id_++, std::move(request));
+    prompts_[next_id_] = request.tokens;
+    const int forks = Chance(10) ? 3 : 1;
+    const RequestId leader = next_id_;
+    scheduler_.Submit(next_id_++, request);
+    for (int i = 1; i < forks; ++i) {
+      submitted_[next_id_] = submitted_[leader];
+      submitted_[next_id_].sink = std::make_shared<RecordingSink>();
+      prompts_[next_id_] = request.tokens;
+      request.sink = submitted_[next_id_].sink;
+      request.sampling.set_seed(next_id_);
+      scheduler_.Submit(next_id_++, request, leader);
+    }
   }
 
   void Plan() {
@@ -181,9 +202,7 @@ class RandomWorkload {
     EXPECT_EQ(scheduler_.running(), 0);
     for (const auto& group : scheduler_.groups()) {
       EXPECT_EQ(group->pools().full.used(), 0);
-      EXPECT_EQ(group->pools().full.reserved(), 0);
       EXPECT_EQ(group->pools().sliding.used(), 0);
-      EXPECT_EQ(group->pools().sliding.reserved(), 0);
     }
     const SchedulerCounters& counters = scheduler_.counters();
     EXPECT_EQ(counters.requests_finished + counters.requests_failed + counters.requests_cancelled,
@@ -214,6 +233,7 @@ class RandomWorkload {
   internal::v1::CacheShape cache_;
   Scheduler scheduler_;
   uint64_t epoch_ = 0;
+  FakeRank::Prompts prompts_;
   std::vector<FakeRank> ranks_;
   std::vector<std::deque<internal::v1::StepPlan>> sent_;   // [world]
   std::vector<std::map<uint32_t, RequestId>> id_of_slot_;  // [dp]
@@ -235,7 +255,7 @@ TEST_P(SchedulerProperty, AnyLegalOrderOfEventsKeepsThePromises) {
 INSTANTIATE_TEST_SUITE_P(Seeds, SchedulerProperty, ::testing::Range(0, 8));
 
 // Without cancellations the count of computed tokens is exact.
-TEST(SchedulerAccounting, TokensComputedArePromptPlusCompletionLessOnePlusOverruns) {
+TEST(SchedulerAccounting, TokensComputedAreWhatWasNotCachedPlusCompletionLessOnePlusOverruns) {
   std::mt19937 random(7);
   base::FakeClock clock;
   SchedulerOptions options;
@@ -244,16 +264,16 @@ TEST(SchedulerAccounting, TokensComputedArePromptPlusCompletionLessOnePlusOverru
   options.vocab_size = kVocab;
   options.eos_token_ids = {3};
   internal::v1::CacheShape cache;
-  cache.set_full_blocks(60);
-  cache.set_sliding_blocks(60);
+  cache.set_full_blocks(2000);  // nobody is preempted
+  cache.set_sliding_blocks(2000);
   cache.set_max_sequences(options.max_running);
   Scheduler scheduler(options, clock);
   scheduler.BeginEpoch(1, cache);
   FakeRank rank({.window = 16,
                  .vocab_size = kVocab,
                  .head_labels = {},
-                 .full_blocks = 60,
-                 .sliding_blocks = 60,
+                 .full_blocks = 2000,
+                 .sliding_blocks = 2000,
                  .max_sequences = options.max_running,
                  .max_step_tokens = options.max_step_tokens});
   std::vector<std::shared_ptr<RecordingSink>> sinks;
@@ -277,7 +297,7 @@ TEST(SchedulerAccounting, TokensComputedArePromptPlusCompletionLessOnePlusOverru
   uint64_t stopped = 0;
   for (const auto& sink : sinks) {
     const Outcome outcome = sink->outcome();
-    expected += outcome.prompt_tokens + outcome.completion_tokens - 1;
+    expected += outcome.prompt_tokens - outcome.cached_tokens + outcome.completion_tokens - 1;
     stopped += outcome.reason == FinishReason::kStop ? 1 : 0;
   }
   EXPECT_EQ(scheduler.counters().tokens_computed, expected);

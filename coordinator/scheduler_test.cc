@@ -1,14 +1,12 @@
 #include "coordinator/scheduler.h"
 
-#include <deque>
+#include <algorithm>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
-#include "base/clock.h"
-#include "coordinator/engine_testing.h"
 #include "coordinator/list_tokenizer_testing.h"
+#include "coordinator/scheduler_testing.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -17,112 +15,6 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr int kVocab = 1000;
-constexpr int kContext = 256;
-
-struct World {
-  explicit World(SchedulerOptions changed = {}, int full_blocks = 64, int sliding_blocks = 64)
-      : options(Complete(changed)), scheduler(options, clock) {
-    cache.set_block_tokens(kBlockTokens);
-    cache.set_full_blocks(full_blocks);
-    cache.set_sliding_blocks(sliding_blocks);
-    cache.set_max_sequences(options.max_running);
-    Begin(1);
-  }
-
-  static SchedulerOptions Complete(SchedulerOptions options) {
-    options.context_length = kContext;
-    options.window = 16;
-    options.vocab_size = kVocab;
-    return options;
-  }
-
-  void Begin(uint64_t epoch) {
-    scheduler.BeginEpoch(epoch, cache);
-    sent.clear();
-    ranks.clear();
-    for (int rank = 0; rank < options.shape.world(); ++rank) {
-      ranks.emplace_back(FakeRank::Shape{.window = options.window,
-                                         .vocab_size = kVocab,
-                                         .head_labels = options.head_labels,
-                                         .full_blocks = static_cast<int>(cache.full_blocks()),
-                                         .sliding_blocks = static_cast<int>(cache.sliding_blocks()),
-                                         .max_sequences = options.max_running,
-                                         .max_step_tokens = options.max_step_tokens});
-    }
-  }
-
-  std::shared_ptr<RecordingSink> Submit(RequestId id, int prompt, int max_tokens,
-                                        void (*change)(Request&) = nullptr) {
-    auto sink = std::make_shared<RecordingSink>();
-    Request request;
-    for (int i = 0; i < prompt; ++i) request.tokens.push_back(i % kVocab);
-    request.max_tokens = max_tokens;
-    request.sampling.set_seed(id);
-    request.sink = sink;
-    if (change != nullptr) change(request);
-    scheduler.Submit(id, std::move(request));
-    return sink;
-  }
-
-  // Sends plans until the scheduler has no more for now.
-  int Plan() {
-    int plans = 0;
-    while (auto plan = scheduler.NextPlan()) {
-      sent.push_back(*plan);
-      ++plans;
-    }
-    return plans;
-  }
-
-  // Every rank executes and answers the oldest plan.
-  void Answer() {
-    const WorldPlan plan = sent.front();
-    sent.pop_front();
-    for (int rank = 0; rank < options.shape.world(); ++rank) {
-      internal::v1::StepResult result =
-          ranks[rank].Execute(plan.groups[options.shape.dp_rank(rank)]);
-      if (options.shape.tp_rank(rank) != 0) {
-        result.clear_sampled();
-        result.clear_head_logits();
-      }
-      const absl::Status status = scheduler.OnResult(rank, result);
-      ASSERT_TRUE(status.ok()) << status;
-    }
-  }
-
-  // Until nothing is left to do.
-  void Run() {
-    for (Plan(); !sent.empty(); Plan()) Answer();
-  }
-
-  int used_full() const {
-    int used = 0;
-    for (const auto& group : scheduler.groups()) used += group->pools().full.used();
-    return used;
-  }
-  int used_sliding() const {
-    int used = 0;
-    for (const auto& group : scheduler.groups()) used += group->pools().sliding.used();
-    return used;
-  }
-
-  base::FakeClock clock;
-  SchedulerOptions options;
-  internal::v1::CacheShape cache;
-  Scheduler scheduler;
-  std::vector<FakeRank> ranks;
-  std::deque<WorldPlan> sent;
-};
-
-std::vector<int> Expected(RequestId seed, int prompt, int count) {
-  std::vector<int> tokens;
-  for (int i = 0; i < count; ++i) tokens.push_back(FakeToken(seed, prompt + i, kVocab));
-  return tokens;
-}
-
-void IgnoreEos(Request& request) { request.ignore_eos = true; }
 
 TEST(Scheduler, GeneratesMaxTokensInOrderAndComputesEachPositionOnce) {
   World world;
@@ -236,8 +128,8 @@ TEST(Scheduler, LogProbabilitiesOfThePromptComeInOrderWhateverItsChunks) {
   ASSERT_EQ(prompt.size(), 39u);
   for (int i = 0; i < 39; ++i) {
     const PromptLogprob& logprob = prompt[i];
-    EXPECT_EQ(logprob.token, i + 1);
-    EXPECT_EQ(logprob.logprob, static_cast<float>(-(i + 1)));
+    EXPECT_EQ(logprob.token, i + 2);  // the prompt begins with its id
+    EXPECT_EQ(logprob.logprob, static_cast<float>(-(i + 2)));
     EXPECT_THAT(logprob.top, ElementsAre(std::pair(i, -1.0f)));
   }
   ASSERT_EQ(other->prompt().size(), 19u);
@@ -252,7 +144,7 @@ TEST(Scheduler, WorkersAreToldTheTokensThatPenaltiesCount) {
   world.Plan();
   const auto& introduced = world.sent[0].groups[0].new_sequences();
   ASSERT_EQ(introduced.size(), 2);
-  EXPECT_THAT(introduced[0].history(), ElementsAre(0, 1, 2, 3, 4));
+  EXPECT_THAT(introduced[0].history(), ElementsAre(1, 2, 3, 4, 5));
   EXPECT_TRUE(introduced[1].history().empty());
 }
 
@@ -300,7 +192,7 @@ TEST(Scheduler, EndTokensOfTheModelStopUnlessIgnored) {
   World world(options);
   const auto stops = world.Submit(1, 5, 20);
   world.Run();
-  const auto goes_on = world.Submit(1, 5, 20, IgnoreEos);
+  const auto goes_on = world.Submit(1, 5, 20, IgnoreEos);  // five tokens: nothing to be cached
   world.Run();
   EXPECT_EQ(stops->tokens(), Expected(1, 5, 2));
   EXPECT_EQ(stops->outcome().reason, FinishReason::kStop);

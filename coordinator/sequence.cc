@@ -24,6 +24,7 @@ TokenEvent ToTokenEvent(const internal::v1::Sampled& sampled) {
   return event;
 }
 
+// The sampler counts the tokens that the sequence has.
 bool CountsTokens(const internal::v1::Sampling& sampling) {
   const float repetition = sampling.repetition_penalty();
   return (repetition != 0 && repetition != 1) || sampling.presence_penalty() != 0 ||
@@ -47,40 +48,69 @@ Sequence::Sequence(RequestId id, Request request, int context_length, absl::Time
   if (request_.stop_strings != nullptr) stop_matcher_.emplace(request_.stop_strings);
 }
 
+bool Sequence::RanksAbove(const Sequence& other) const {
+  if (request_.priority != other.request_.priority) {
+    return request_.priority > other.request_.priority;
+  }
+  return id_ < other.id_;
+}
+
+bool Sequence::runs_to_its_limit() const {
+  return generates() && request_.ignore_eos && request_.stop_token_ids.empty() &&
+         request_.stop_strings == nullptr;
+}
+
+int Sequence::CacheLimit() const {
+  int limit = static_cast<int>(request_.tokens.size()) - 1;
+  for (const HeadRead& read : request_.heads) limit = std::min(limit, read.first);
+  if (request_.prompt_logprobs >= 0 && prompt_logprobs_ < prompt_tokens_) {
+    limit = std::min(limit, prompt_logprobs_ - 1);
+  }
+  return cacheable() ? limit : 0;
+}
+
 bool Sequence::runnable() const {
-  return !ended_ && planned_ < compute_limit_ && samples_in_flight_ < kMaxSamplesInFlight;
+  return !ended_ && !preempted_ && planned_ < compute_limit_ &&
+         samples_in_flight_ < kMaxSamplesInFlight;
 }
 
-void Sequence::Admitted(int slot, absl::Time now) {
+void Sequence::Admitted(int slot, int cached, absl::Time now, SchedulerCounters& counters) {
   slot_ = slot;
+  cached_ = planned_ = cached;
+  prefill_end_ = static_cast<int>(request_.tokens.size());
+  if (admitted_ != absl::InfiniteFuture()) return;
+  counters.prompt_tokens += prompt_tokens_;
+  counters.hit_tokens += cached;
   admitted_ = now;
+  first_cached_ = cached;
+  counters.max_queue_time = std::max(counters.max_queue_time, admitted_ - submitted_);
 }
 
-internal::v1::Chunk Sequence::NextChunk(int rows) {
+internal::v1::Chunk* Sequence::AddChunk(int rows, internal::v1::StepPlan& plan) {
   CONCLAVE_CHECK(rows >= 1 && planned_ + rows <= compute_limit_);
-  CONCLAVE_CHECK(decoding() ? rows == 1 : planned_ + rows <= prompt_tokens_);
-  internal::v1::Chunk chunk;
-  chunk.set_slot(slot_);
-  chunk.set_start_position(planned_);
+  CONCLAVE_CHECK(decoding() ? rows == 1 : planned_ + rows <= prefill_end_);
+  internal::v1::Chunk* chunk = plan.add_chunks();
+  chunk->set_slot(slot_);
+  chunk->set_start_position(planned_);
   if (!decoding()) {
     const auto first = request_.tokens.begin() + planned_;
-    chunk.mutable_tokens()->Add(first, first + rows);
+    chunk->mutable_tokens()->Add(first, first + rows);
   }
   const int end = planned_ + rows;
   for (const HeadRead& read : request_.heads) {
-    const int first = std::max(read.first, planned_);
+    const int first = std::max({read.first, planned_, accepted_});
     const int last = std::min(read.first + read.count, end);
     if (first >= last) continue;
-    internal::v1::HeadWant* want = chunk.add_heads();
+    internal::v1::HeadWant* want = chunk->add_heads();
     want->set_head(read.head);
     want->set_first(first - planned_);
     want->set_count(last - first);
   }
-  WantPromptLogprobs(end, chunk);
-  chunk.set_sample(generates() && end >= prompt_tokens_);
+  WantPromptLogprobs(end, *chunk);
+  chunk->set_sample(generates() && end >= prefill_end_);
   planned_ = end;
   ++plans_in_flight_;
-  samples_in_flight_ += chunk.sample() ? 1 : 0;
+  samples_in_flight_ += chunk->sample() ? 1 : 0;
   return chunk;
 }
 
@@ -98,23 +128,39 @@ void Sequence::WantPromptLogprobs(int end, internal::v1::Chunk& chunk) const {
   want->set_top(request_.prompt_logprobs);
 }
 
-internal::v1::NewSequence Sequence::Introduction() {
-  internal::v1::NewSequence introduction;
+void Sequence::Introduce(internal::v1::NewSequence& introduction) {
+  introduced_ = true;
   introduction.set_slot(slot_);
   *introduction.mutable_sampling() = request_.sampling;
   introduction.mutable_forced_expert_ids()->Add(request_.forced_expert_ids.begin(),
                                                 request_.forced_expert_ids.end());
-  request_.forced_expert_ids = {};
   if (CountsTokens(request_.sampling)) {
     introduction.mutable_history()->Add(request_.tokens.begin(), request_.tokens.end());
   }
-  return introduction;
+  if (cached_ == 0) return;
+  introduction.set_cached_tokens(cached_);
+  introduction.set_first_sliding_block(blocks_.first_sliding());
+  introduction.mutable_full_blocks()->Add(blocks_.full().begin(), blocks_.full().end());
+  introduction.mutable_sliding_blocks()->Add(blocks_.sliding().begin(), blocks_.sliding().end());
+}
+
+void Sequence::EnterInCache() {
+  const int known = std::min(planned_, static_cast<int>(request_.tokens.size()));
+  blocks_.Enter(std::span<const int32_t>(request_.tokens).first(known), prompt_tokens_);
 }
 
 void Sequence::PlanAnswered(bool sampled) {
   CONCLAVE_CHECK(plans_in_flight_ > 0);
   --plans_in_flight_;
   samples_in_flight_ -= sampled ? 1 : 0;
+}
+
+void Sequence::Withdraw() {
+  CONCLAVE_CHECK(preempted_ && quiet() && !ended_);
+  blocks_.Free();
+  preempted_ = introduced_ = false;
+  slot_ = -1;
+  planned_ = cached_ = 0;
 }
 
 void Sequence::AcceptToken(const internal::v1::Sampled& sampled,
@@ -137,6 +183,8 @@ void Sequence::AcceptToken(const internal::v1::Sampled& sampled,
     End(absl::OkStatus(), FinishReason::kStop, now, counters);
   } else if (completion_tokens_ == completion_limit_) {
     End(absl::OkStatus(), FinishReason::kLength, now, counters);
+  } else {
+    request_.tokens.push_back(event.token);
   }
 }
 
@@ -165,7 +213,9 @@ void Sequence::AcceptHeadLogits(const internal::v1::HeadLogits& logits) {
 }
 
 void Sequence::AcceptComputed(int end_position, absl::Time now, SchedulerCounters& counters) {
-  if (ended_ || generates() || end_position < prompt_tokens_) return;
+  if (ended_) return;
+  accepted_ = std::max(accepted_, end_position);
+  if (generates() || end_position < prompt_tokens_) return;
   End(absl::OkStatus(), FinishReason::kHeads, now, counters);
 }
 
@@ -187,6 +237,7 @@ void Sequence::End(const absl::Status& status, FinishReason reason, absl::Time n
                .stop_token = last_token_,
                .prompt_tokens = prompt_tokens_,
                .completion_tokens = completion_tokens_,
+               .cached_tokens = first_cached_,
                .queue_time = Until(submitted_, admitted_, now),
                .first_token_time =
                    completion_tokens_ == 0 ? absl::ZeroDuration() : first_token_ - submitted_,

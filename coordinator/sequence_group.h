@@ -3,6 +3,11 @@
 
 // The sequences resident in one data-parallel group: their slots, their KV blocks, and the group's
 // share of each plan. Knows nothing of the other groups.
+//
+// A sequence is admitted when there are blocks for the tokens it brings; for those it generates it
+// takes blocks as it goes. When none are left, sequences of lower rank give theirs up and come back
+// later (preemption by recompute). The one of the highest rank always finds blocks, so that there
+// is progress whatever was admitted.
 
 #include <cstdint>
 #include <deque>
@@ -13,6 +18,7 @@
 #include "absl/time/time.h"
 #include "coordinator/exchange_policy.h"
 #include "coordinator/kv_blocks.h"
+#include "coordinator/prefix_cache.h"
 #include "coordinator/scheduler_options.h"
 #include "coordinator/sequence.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
@@ -26,34 +32,45 @@ class SequenceGroup {
   SequenceGroup(const SchedulerOptions& options, const internal::v1::CacheShape& cache,
                 SchedulerCounters& counters);
 
-  // Gives `sequence` a slot and the blocks it can need, and takes it; or returns false and leaves
-  // it.
-  bool Admit(std::unique_ptr<Sequence>& sequence, absl::Time now);
+  // Whether a waiting sequence could be admitted now, and with what part of it in the cache.
+  struct Offer {
+    enum class Answer { kFits, kNoSlot, kNoBlocks };
+    Answer answer = Answer::kNoSlot;
+    PrefixCache::Hit hit;
+  };
+  Offer Consider(const Sequence& sequence) const;
+
+  // Takes a sequence that fits, by the offer made since the last change of the group.
+  void Admit(std::unique_ptr<Sequence> sequence, const PrefixCache::Hit& hit, absl::Time now);
 
   // Rows still to compute that are known of: what a new sequence would have to share steps with.
   int64_t Load() const;
 
-  bool Runnable() const;
-
-  // Adds the group's freed slots, new sequences and chunks to `plan`: first one row of every
-  // decoding sequence, then chunks of prompts, oldest sequence first. A plan of an idle group has
-  // no chunks, and is answered like any other.
+  // Adds new sequences and chunks to `plan`: first one row of every decoding sequence, then chunks
+  // of prompts, each in order of rank; in every other plan short prompts come before long ones.
+  // Sequences may be preempted for it. Commit must follow unless there are no rows.
   GroupRows AddTo(internal::v1::StepPlan& plan);
+  // The plan will be sent. That of an idle group has no chunks, and is answered like any other.
+  void Commit(internal::v1::StepPlan& plan);
 
-  // The answer to the oldest plan not yet answered. Ids of sequences that ended by it are appended
-  // to `ended`. INTERNAL when it is not an answer to that plan; the epoch cannot go on then.
+  struct Ended {
+    RequestId id = 0;
+    int unused_tokens = 0;  // that it could still have generated
+  };
+  // The answer to the oldest plan not yet answered. Sequences that ended by it are appended to
+  // `ended`. INTERNAL when it is not an answer to that plan; the epoch cannot go on then.
   absl::Status OnResult(const internal::v1::StepResult& result, absl::Time now,
-                        std::vector<RequestId>& ended);
+                        std::vector<Ended>& ended);
+
+  // Sequences that were preempted, and are to be admitted again, since the last call.
+  std::vector<std::unique_ptr<Sequence>> TakePreempted();
 
   // Ends a resident sequence ahead of its results; its slot and blocks are freed now, or after the
   // last plan that contains it.
   void End(Sequence& sequence, const absl::Status& status, FinishReason reason, absl::Time now);
 
-  // Ends every resident sequence with `status`.
-  void FailAll(const absl::Status& status, absl::Time now);
-
   int running() const { return running_; }
-  const KvPools& pools() const { return pools_; }
+  const KvPools& pools() const { return *pools_; }
 
  private:
   // What a plan asked of one sequence, kept until the answer.
@@ -68,9 +85,17 @@ class SequenceGroup {
     int top = 0;
   };
   using PlannedStep = std::vector<PlannedChunk>;
+  enum class Pass { kDecode, kShortPrompts, kPrompts };
 
-  void AddChunk(Sequence& sequence, int rows, internal::v1::StepPlan& plan, PlannedStep& step,
-                GroupRows& total);
+  int LongestChunk(const Sequence& sequence) const;
+  bool SlotFor(const Sequence& sequence) const;
+  BlockCount NeededBy(const Sequence& sequence, const PrefixCache::Hit& hit) const;
+  bool BelongsTo(Pass pass, const Sequence& sequence) const;
+  void AddPass(Pass pass, internal::v1::StepPlan& plan, GroupRows& total);
+  void AddChunk(Sequence& sequence, int rows, internal::v1::StepPlan& plan, GroupRows& total);
+  bool MakeRoomFor(const Sequence& sequence);
+  BlockCount Returning() const;
+  Sequence* LowestBelow(const Sequence& sequence);
   absl::Status Check(const PlannedStep& step, const internal::v1::StepResult& result) const;
   absl::Status CheckTargets(const PlannedStep& step, const internal::v1::StepResult& result) const;
   // The next entries of a result.
@@ -81,16 +106,24 @@ class SequenceGroup {
   };
   void Deliver(const PlannedChunk& chunk, const internal::v1::StepResult& result,
                ResultPlace& place, absl::Time now);
-  void Release(Sequence& sequence);
+  void LeaveIfDone(Sequence& sequence);
+  std::unique_ptr<Sequence> Remove(Sequence& sequence);
+  void SettleOwed(Sequence& sequence, BlockCount owed);
 
   const SchedulerOptions& options_;
   SchedulerCounters& counters_;
-  KvPools pools_;
-  std::vector<std::unique_ptr<Sequence>> resident_;  // by admission, oldest first
-  std::vector<int> free_slots_;                      // stack
-  std::vector<int> freed_slots_;                     // workers do not know yet
-  std::deque<PlannedStep> in_flight_;                // oldest first
-  int running_ = 0;                                  // resident and not ended
+  const int max_sequences_;
+  std::unique_ptr<KvPools> pools_;                    // outlives the sequences
+  std::vector<std::unique_ptr<Sequence>> resident_;   // by rank, highest first
+  std::vector<std::unique_ptr<Sequence>> withdrawn_;  // until TakePreempted
+  std::vector<int> free_slots_;                       // stack
+  std::vector<int> freed_slots_;                      // workers do not know yet
+  PlannedStep forming_;                               // between AddTo and Commit
+  std::deque<PlannedStep> in_flight_;                 // oldest first
+  BlockCount owed_;                                   // sum of the residents'
+  int running_ = 0;                                   // resident and not ended
+  int generating_ = 0;                                // slots held by sequences that generate
+  uint64_t plan_ = 1;                                 // number of the one being formed
 };
 
 }  // namespace conclave::coordinator

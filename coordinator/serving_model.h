@@ -24,6 +24,12 @@ namespace conclave::coordinator {
 // rows.
 inline constexpr uint32_t kMaxLogprobs = 20;
 
+// Completions of one prompt (GenerateRequest.n): more are no longer a choice but a batch.
+inline constexpr int kMaxCompletions = 32;
+
+// Entries of one batch call: each holds memory until the call ends.
+inline constexpr int kMaxBatch = 16384;
+
 struct ServingLimits {
   int max_running = 0;
   int max_queued = 0;

@@ -15,6 +15,8 @@ namespace conclave::coordinator {
 namespace {
 
 constexpr float kMaxTemperature = 100.0F;
+constexpr int kMaxPriority = 100;
+constexpr size_t kMaxUserBytes = 128;
 constexpr float kMinRepetitionPenalty = 0.01F;
 constexpr float kMaxRepetitionPenalty = 100.0F;
 constexpr float kMaxPenalty = 2.0F;
@@ -260,6 +262,21 @@ absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
   return tokens;
 }
 
+absl::Status TranslateClaim(int priority, const std::string& user, const std::string& prefix,
+                            const std::string& peer, Request& out) {
+  if (priority < -kMaxPriority || priority > kMaxPriority) {
+    return Invalid("{}priority is {}: it is in [{}, {}]", prefix, priority, -kMaxPriority,
+                   kMaxPriority);
+  }
+  if (user.size() > kMaxUserBytes) {
+    return Invalid("{}user has {} bytes: at most {}", prefix, user.size(), kMaxUserBytes);
+  }
+  out.priority = priority;
+  // Without the port: connections of one host are one client.
+  out.user = user.empty() ? "peer " + peer.substr(0, peer.rfind(':')) : "user " + user;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
                                           const v1::GenerateRequest& request,
                                           const std::string& prefix) {
@@ -288,12 +305,31 @@ absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
   return out;
 }
 
-absl::Status CheckBatchSize(const ServingModel& model, const std::string& field, int size) {
+absl::StatusOr<std::vector<Request>> TranslateCompletions(const ServingModel& model,
+                                                          const v1::GenerateRequest& request,
+                                                          const std::string& prefix,
+                                                          const std::string& peer) {
+  ASSIGN_OR_RETURN(Request out, TranslateGenerate(model, request, prefix));
+  RETURN_IF_ERROR(TranslateClaim(request.priority(), request.user(), prefix, peer, out));
+  if (request.n() > kMaxCompletions) {
+    return Invalid("{}n is {}: at most {}", prefix, request.n(), kMaxCompletions);
+  }
+  std::vector<Request> completions(std::max<uint32_t>(1, request.n()), out);
+  for (size_t i = 0; i < completions.size(); ++i) {
+    completions[i].sampling.set_seed(out.sampling.seed() + i);
+    if (i == 0) continue;
+    // The prompt is told once.
+    completions[i].echo = false;
+    completions[i].prompt_logprobs = -1;
+    completions[i].prompt_text.clear();
+  }
+  return completions;
+}
+
+absl::Status CheckBatchSize(const std::string& field, int size) {
   if (size == 0) return Invalid("{} is empty: at least one", field);
-  if (size <= model.limits.max_queued) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
-      fmt::format("{} has {} entries: at most {} fit in the queue at once; split the call", field,
-                  size, model.limits.max_queued));
+  if (size > kMaxBatch) return Invalid("{} has {} entries: at most {}", field, size, kMaxBatch);
+  return absl::OkStatus();
 }
 
 }  // namespace conclave::coordinator

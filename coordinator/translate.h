@@ -20,14 +20,26 @@ absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
                                                      const v1::Prompt& prompt,
                                                      const std::string& field, int max_tokens);
 
-// All but the sink and the deadline. `prefix` is the request's path ("" or "requests[3].").
+// All but the sink, the deadline, and who asks. `prefix` is the request's path ("" or
+// "requests[3].").
 absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
                                           const v1::GenerateRequest& request,
                                           const std::string& prefix);
 
-// Refuses an empty batch, and one that the queue could never take (RESOURCE_EXHAUSTED): before any
-// of its entries costs anything. `field` names the list.
-absl::Status CheckBatchSize(const ServingModel& model, const std::string& field, int size);
+// One request for each of the `n` completions, equal but for their seeds; all but the sink and the
+// deadline. `peer` is the client's address, as gRPC tells it.
+absl::StatusOr<std::vector<Request>> TranslateCompletions(const ServingModel& model,
+                                                          const v1::GenerateRequest& request,
+                                                          const std::string& prefix,
+                                                          const std::string& peer);
+
+// How much of the service a request may claim: its priority, and whose share it comes from.
+absl::Status TranslateClaim(int priority, const std::string& user, const std::string& prefix,
+                            const std::string& peer, Request& out);
+
+// Refuses an empty batch and one that is too large, before any of its entries costs anything.
+// `field` names the list.
+absl::Status CheckBatchSize(const std::string& field, int size);
 
 }  // namespace conclave::coordinator
 

@@ -220,14 +220,53 @@ TEST(TranslateTest, TooManyStopIdsAreRefused) {
   EXPECT_THAT(Refusal(request), HasSubstr("stop.stop_token_ids has 129 ids"));
 }
 
-TEST(TranslateTest, ABatchThatTheQueueCouldNeverTakeIsRefusedAtOnce) {
-  ServingModel model = Model();
-  model.limits.max_queued = 3;
-  EXPECT_TRUE(CheckBatchSize(model, "inputs", 3).ok());
-  EXPECT_EQ(CheckBatchSize(model, "inputs", 0).code(), absl::StatusCode::kInvalidArgument);
-  const absl::Status large = CheckBatchSize(model, "inputs", 4);
-  EXPECT_EQ(large.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(large.message()), HasSubstr("inputs has 4 entries: at most 3"));
+TEST(TranslateTest, EmptyAndTooLargeBatchesAreRefusedWithTheirSize) {
+  EXPECT_TRUE(CheckBatchSize("inputs", kMaxBatch).ok());
+  EXPECT_EQ(CheckBatchSize("inputs", 0).code(), absl::StatusCode::kInvalidArgument);
+  const absl::Status large = CheckBatchSize("inputs", kMaxBatch + 1);
+  EXPECT_EQ(large.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(large.message()), HasSubstr("inputs has 16385 entries: at most 16384"));
+}
+
+TEST(TranslateTest, CompletionsDifferInTheirSeedsAlone) {
+  v1::GenerateRequest request = Good();
+  EXPECT_EQ(TranslateCompletions(Model(), request, "", "ipv4:10.0.0.1:77")->size(), 1u);
+  request.set_n(3);
+  request.mutable_sampling()->set_seed(std::numeric_limits<uint64_t>::max());
+  const auto completions = TranslateCompletions(Model(), request, "", "ipv4:10.0.0.1:77");
+  ASSERT_TRUE(completions.ok()) << completions.status();
+  ASSERT_EQ(completions->size(), 3u);
+  EXPECT_EQ(completions->at(0).sampling.seed(), std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(completions->at(2).sampling.seed(), 1u);
+  EXPECT_EQ(completions->at(2).tokens, completions->at(0).tokens);
+}
+
+TEST(TranslateTest, WhoAsksIsTheUserOrElseTheHost) {
+  v1::GenerateRequest request = Good();
+  const auto user = [&](const std::string& peer) {
+    return TranslateCompletions(Model(), request, "", peer)->front().user;
+  };
+  EXPECT_EQ(user("ipv4:10.0.0.1:77"), user("ipv4:10.0.0.1:78"));
+  EXPECT_NE(user("ipv4:10.0.0.1:77"), user("ipv4:10.0.0.2:77"));
+  request.set_user("alice");
+  EXPECT_EQ(user("ipv4:10.0.0.1:77"), user("ipv4:10.0.0.2:77"));
+}
+
+TEST(TranslateTest, ClaimsOutOfRangeAreNamed) {
+  const auto refusal = [](const v1::GenerateRequest& request) {
+    const auto translated = TranslateCompletions(Model(), request, "requests[2].", "ipv4:::1:5");
+    EXPECT_EQ(translated.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(translated.status().message());
+  };
+  v1::GenerateRequest request = Good();
+  request.set_n(33);
+  EXPECT_THAT(refusal(request), HasSubstr("requests[2].n is 33: at most 32"));
+  request = Good();
+  request.set_priority(-101);
+  EXPECT_THAT(refusal(request), HasSubstr("requests[2].priority is -101"));
+  request = Good();
+  request.set_user(std::string(129, 'x'));
+  EXPECT_THAT(refusal(request), HasSubstr("requests[2].user has 129 bytes"));
 }
 
 void AddHead(ServingModel& model, const std::string& name, model::Architecture kind) {

@@ -19,22 +19,6 @@ absl::Status Disagree(fmt::format_string<Args...> format, Args&&... args) {
 // Tokens of a chunk: one without ids is the token sampled last.
 int ChunkRows(const internal::v1::Chunk& chunk) { return std::max(chunk.tokens_size(), 1); }
 
-absl::Status TakeBlocks(const google::protobuf::RepeatedField<uint32_t>& blocks, uint32_t slot,
-                        const char* kind, std::vector<int>& owners, std::vector<int32_t>& table) {
-  for (uint32_t block : blocks) {
-    if (block >= owners.size()) {
-      return Disagree("slot {} gets {} block {} of {}", slot, kind, block, owners.size());
-    }
-    if (owners[block] >= 0) {
-      return Disagree("slot {} gets {} block {}, which slot {} holds", slot, kind, block,
-                      owners[block]);
-    }
-    owners[block] = static_cast<int>(slot);
-    table.push_back(static_cast<int32_t>(block));
-  }
-  return absl::OkStatus();
-}
-
 // A kind without blocks belongs to a model without layers of that kind.
 absl::Status CheckCovers(const char* kind, uint32_t slot, size_t pool, int64_t covered, int end) {
   if (pool == 0 || covered >= end) return absl::OkStatus();
@@ -77,8 +61,43 @@ kernels::SampleParams MakeSampleParams(const internal::v1::Sampling& sampling, i
 SequenceTable::SequenceTable(Limits limits)
     : limits_(std::move(limits)),
       sequences_(limits_.max_sequences),
-      full_owners_(limits_.full_blocks, -1),
-      sliding_owners_(limits_.sliding_blocks, -1) {}
+      full_(limits_.full_blocks),
+      sliding_(limits_.sliding_blocks) {}
+
+absl::Status SequenceTable::Take(const google::protobuf::RepeatedField<uint32_t>& ids,
+                                 uint32_t slot, const char* kind, Blocks& blocks,
+                                 std::vector<int32_t>& table) {
+  for (uint32_t id : ids) {
+    if (id >= blocks.size()) {
+      return Disagree("slot {} gets {} block {} of {}", slot, kind, id, blocks.size());
+    }
+    if (blocks[id].holders > 0) {
+      return Disagree("slot {} gets {} block {}, which {} hold", slot, kind, id,
+                      blocks[id].holders);
+    }
+    blocks[id] = {.holders = 1, .number = -1};
+    table.push_back(static_cast<int32_t>(id));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SequenceTable::Share(const google::protobuf::RepeatedField<uint32_t>& ids,
+                                  uint32_t first, uint32_t slot, const char* kind, Blocks& blocks,
+                                  std::vector<int32_t>& table) {
+  for (uint32_t id : ids) {
+    if (id >= blocks.size()) {
+      return Disagree("slot {} shares {} block {} of {}", slot, kind, id, blocks.size());
+    }
+    const auto number = static_cast<int64_t>(first) + static_cast<int64_t>(table.size());
+    if (blocks[id].number != number) {
+      return Disagree("slot {} shares {} block {} as number {}, it holds number {}", slot, kind, id,
+                      number, blocks[id].number);
+    }
+    ++blocks[id].holders;
+    table.push_back(static_cast<int32_t>(id));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<ResolvedStep> SequenceTable::Apply(const internal::v1::StepPlan& plan) {
   for (Sequence& sequence : sequences_) sequence.in_step = false;
@@ -111,8 +130,8 @@ absl::StatusOr<Sequence*> SequenceTable::Find(uint32_t slot, const char* what) {
 
 absl::Status SequenceTable::Free(uint32_t slot) {
   ASSIGN_OR_RETURN(Sequence * sequence, Find(slot, "a freed slot"));
-  for (int32_t block : sequence->full_blocks) full_owners_[block] = -1;
-  for (int32_t block : sequence->sliding_blocks) sliding_owners_[block] = -1;
+  for (int32_t block : sequence->full_blocks) --full_[block].holders;
+  for (int32_t block : sequence->sliding_blocks) --sliding_[block].holders;
   *sequence = Sequence();
   return absl::OkStatus();
 }
@@ -134,6 +153,30 @@ absl::Status SequenceTable::Add(const internal::v1::NewSequence& added, Resolved
   sequence.sampling = added.sampling();
   sequence.forced_expert_ids.assign(added.forced_expert_ids().begin(),
                                     added.forced_expert_ids().end());
+  return AddCached(added, sequence);
+}
+
+absl::Status SequenceTable::AddCached(const internal::v1::NewSequence& added, Sequence& sequence) {
+  const uint32_t slot = added.slot();
+  const int64_t tokens = added.cached_tokens();
+  const int64_t block = limits_.block_tokens;
+  if (tokens % block != 0 || tokens >= limits_.context_length) {
+    return Disagree("slot {} begins at position {}, blocks have {} tokens and the context {}", slot,
+                    tokens, block, limits_.context_length);
+  }
+  const int64_t first_sliding = added.first_sliding_block();
+  const bool whole = added.full_blocks_size() * block == tokens &&
+                     (first_sliding + added.sliding_blocks_size()) * block == tokens;
+  if (!whole || first_sliding * block > std::max<int64_t>(0, tokens - limits_.sliding_window + 1)) {
+    return Disagree("slot {} begins at position {} with {} full and {} sliding blocks from {} on",
+                    slot, tokens, added.full_blocks_size(), added.sliding_blocks_size(),
+                    first_sliding);
+  }
+  RETURN_IF_ERROR(Share(added.full_blocks(), 0, slot, "full", full_, sequence.full_blocks));
+  RETURN_IF_ERROR(Share(added.sliding_blocks(), added.first_sliding_block(), slot, "sliding",
+                        sliding_, sequence.sliding_blocks));
+  sequence.sliding_first = static_cast<int>(first_sliding);
+  sequence.position = static_cast<int>(tokens);
   return absl::OkStatus();
 }
 
@@ -215,7 +258,7 @@ absl::Status SequenceTable::Release(const internal::v1::Chunk& chunk) {
                     end, chunk.start_position(), visible);
   }
   const auto begin = sequence->sliding_blocks.begin();
-  for (auto block = begin; block != begin + released; ++block) sliding_owners_[*block] = -1;
+  for (auto block = begin; block != begin + released; ++block) --sliding_[*block].holders;
   sequence->sliding_blocks.erase(begin, begin + released);
   sequence->sliding_first += static_cast<int>(released);
   return absl::OkStatus();
@@ -223,10 +266,10 @@ absl::Status SequenceTable::Release(const internal::v1::Chunk& chunk) {
 
 absl::Status SequenceTable::Append(const internal::v1::Chunk& chunk) {
   ASSIGN_OR_RETURN(Sequence * sequence, Find(chunk.slot(), "a chunk"));
-  RETURN_IF_ERROR(TakeBlocks(chunk.new_full_blocks(), chunk.slot(), "full", full_owners_,
-                             sequence->full_blocks));
-  return TakeBlocks(chunk.new_sliding_blocks(), chunk.slot(), "sliding", sliding_owners_,
-                    sequence->sliding_blocks);
+  RETURN_IF_ERROR(
+      Take(chunk.new_full_blocks(), chunk.slot(), "full", full_, sequence->full_blocks));
+  return Take(chunk.new_sliding_blocks(), chunk.slot(), "sliding", sliding_,
+              sequence->sliding_blocks);
 }
 
 absl::Status SequenceTable::AddChunk(const internal::v1::Chunk& chunk, ResolvedStep& step) {
@@ -249,8 +292,8 @@ absl::Status SequenceTable::AddChunk(const internal::v1::Chunk& chunk, ResolvedS
   const int64_t full_end = block * static_cast<int64_t>(sequence->full_blocks.size());
   const int64_t sliding_end =
       block * (sequence->sliding_first + static_cast<int64_t>(sequence->sliding_blocks.size()));
-  RETURN_IF_ERROR(CheckCovers("full", chunk.slot(), full_owners_.size(), full_end, end));
-  RETURN_IF_ERROR(CheckCovers("sliding", chunk.slot(), sliding_owners_.size(), sliding_end, end));
+  RETURN_IF_ERROR(CheckCovers("full", chunk.slot(), full_.size(), full_end, end));
+  RETURN_IF_ERROR(CheckCovers("sliding", chunk.slot(), sliding_.size(), sliding_end, end));
 
   RETURN_IF_ERROR(AddRows(chunk, *sequence, step));
   RETURN_IF_ERROR(AddReads(chunk, first_row, rows, step));
@@ -262,9 +305,19 @@ absl::Status SequenceTable::AddChunk(const internal::v1::Chunk& chunk, ResolvedS
     step.sample_params.push_back(MakeSampleParams(sequence->sampling, end, limits_.vocab_size));
     step.sample_slots.push_back(static_cast<int32_t>(chunk.slot()));
   }
+  NoteWhole(*sequence, end);
   sequence->position = end;
   sequence->sampled_position = chunk.sample() ? end : -1;
   return absl::OkStatus();
+}
+
+void SequenceTable::NoteWhole(const Sequence& sequence, int end) {
+  const int block = limits_.block_tokens;
+  for (int number = sequence.position / block; number < end / block; ++number) {
+    if (!full_.empty()) full_[sequence.full_blocks[number]].number = number;
+    if (sliding_.empty()) continue;
+    sliding_[sequence.sliding_blocks[number - sequence.sliding_first]].number = number;
+  }
 }
 
 absl::Status SequenceTable::AddRows(const internal::v1::Chunk& chunk, const Sequence& sequence,

@@ -100,8 +100,22 @@ class SequenceTable {
   absl::StatusOr<ResolvedStep> Apply(const internal::v1::StepPlan& plan);
 
  private:
-  // Blocks of one kind: who holds each, [blocks], -1: free.
-  using Owners = std::vector<int>;
+  struct Block {
+    int holders = 0;  // slots whose table has it
+    // Its number in the tables of the sequences it was computed for, once it is whole; -1 before.
+    int number = -1;
+  };
+  using Blocks = std::vector<Block>;  // of one kind
+
+  static absl::Status Take(const google::protobuf::RepeatedField<uint32_t>& ids, uint32_t slot,
+                           const char* kind, Blocks& blocks, std::vector<int32_t>& table);
+  // As Take, but of blocks that hold numbers [first, ...) already, and maybe in other tables too.
+  static absl::Status Share(const google::protobuf::RepeatedField<uint32_t>& ids, uint32_t first,
+                            uint32_t slot, const char* kind, Blocks& blocks,
+                            std::vector<int32_t>& table);
+  absl::Status AddCached(const internal::v1::NewSequence& added, Sequence& sequence);
+  // Positions [0, end) of the sequence are computed by the step being applied.
+  void NoteWhole(const Sequence& sequence, int end);
 
   absl::StatusOr<Sequence*> Find(uint32_t slot, const char* what);
   absl::Status Free(uint32_t slot);
@@ -123,8 +137,8 @@ class SequenceTable {
 
   Limits limits_;
   std::vector<Sequence> sequences_;
-  Owners full_owners_;
-  Owners sliding_owners_;
+  Blocks full_;
+  Blocks sliding_;
 };
 
 }  // namespace conclave::worker

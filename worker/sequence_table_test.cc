@@ -331,6 +331,58 @@ StepPlan Released(int start, int tokens, int blocks) {
   return plan;
 }
 
+// A new sequence in slot 0 whose first `tokens` positions are in the given blocks.
+StepPlan Cached(int tokens, std::vector<uint32_t> full, std::vector<uint32_t> sliding,
+                int first_sliding) {
+  StepPlan plan;
+  NewSequence& added = AddSequence(plan, 0);
+  added.set_cached_tokens(tokens);
+  added.mutable_full_blocks()->Add(full.begin(), full.end());
+  added.mutable_sliding_blocks()->Add(sliding.begin(), sliding.end());
+  added.set_first_sliding_block(first_sliding);
+  return plan;
+}
+
+TEST(SequenceTableTest, ASequenceSharesCachedBlocksAndBeginsBehindThem) {
+  SequenceTable table = MakeTable();
+  ASSERT_TRUE(table.Apply(FirstPlan()).ok());
+  StepPlan plan = Cached(16, {3}, {5}, 0);
+  AddChunk(plan, 0, 16, 3, {0}, {1});
+  const auto step = table.Apply(plan);
+  ASSERT_TRUE(step.ok()) << step.status();
+  ASSERT_EQ(step->runs.size(), 1u);
+  EXPECT_EQ(step->positions[0], 16);
+  EXPECT_THAT(step->runs[0].full_blocks, ElementsAre(3, 0));
+  EXPECT_THAT(step->runs[0].sliding_blocks, ElementsAre(5, 1));
+
+  // The block stays as long as anybody has it, and its content longer than that.
+  StepPlan next;
+  next.add_freed_slots(1);
+  next.add_freed_slots(0);
+  NewSequence& again = AddSequence(next, 2);
+  again.set_cached_tokens(16);
+  again.add_full_blocks(3);
+  again.add_sliding_blocks(5);
+  AddChunk(next, 2, 16, 1, {4}, {6});
+  EXPECT_TRUE(table.Apply(next).ok());
+  StepPlan taken;
+  AddSequence(taken, 0);
+  AddChunk(taken, 0, 0, 1, {3}, {0});
+  EXPECT_THAT(std::string(table.Apply(taken).status().message()), HasSubstr("which 1 hold"));
+}
+
+TEST(SequenceTableTest, ABlockThatWasTakenAnewNoLongerHoldsWhatItDid) {
+  SequenceTable table = MakeTable();
+  ASSERT_TRUE(table.Apply(FirstPlan()).ok());
+  StepPlan plan;
+  plan.add_freed_slots(1);
+  AddSequence(plan, 2);
+  AddChunk(plan, 2, 0, 1, {3}, {0});
+  ASSERT_TRUE(table.Apply(plan).ok());
+  EXPECT_THAT(std::string(table.Apply(Cached(16, {3}, {5}, 0)).status().message()),
+              HasSubstr("shares full block 3 as number 0, it holds number -1"));
+}
+
 StepPlan HeadOf(int head, int first, int count) {
   StepPlan plan = OneChunk(1, 20, 4);
   internal::v1::HeadWant& want = *plan.mutable_chunks(0)->add_heads();
@@ -372,6 +424,22 @@ INSTANTIATE_TEST_SUITE_P(
             "TooManyLogprobs",
             [] { return NewIn(0, [](NewSequence& s) { s.mutable_sampling()->set_logprobs(21); }); },
             "21 log-probabilities, at most 20"},
+        Disagreement{"CachedPartOfABlock",
+                     [] {
+                       return Cached(20, {3, 4}, {5, 6}, 0);
+                     },
+                     "slot 0 begins at position 20"},
+        Disagreement{"CachedBlockNotWhole",
+                     [] {
+                       return Cached(32, {3, 4}, {5, 6}, 0);
+                     },
+                     "shares full block 4 as number 1, it holds number -1"},
+        Disagreement{"CachedBlocksMissing", [] { return Cached(16, {}, {5}, 0); },
+                     "begins at position 16 with 0 full and 1 sliding blocks"},
+        Disagreement{"CachedWindowMissing", [] { return Cached(16, {3}, {}, 1); },
+                     "begins at position 16 with 1 full and 0 sliding blocks"},
+        Disagreement{"CachedBlockOutOfRange", [] { return Cached(16, {8}, {5}, 0); },
+                     "shares full block 8 of 8"},
         Disagreement{"ForcedCount",
                      [] { return NewIn(0, [](NewSequence& s) { s.add_forced_expert_ids(0); }); },
                      "1 forced expert ids, not a multiple of 2 layers x 2"},
@@ -410,7 +478,7 @@ INSTANTIATE_TEST_SUITE_P(
         Disagreement{"BlockOutOfRange", [] { return OneChunk(1, 20, 13, {8}, {7}); },
                      "full block 8 of 8"},
         Disagreement{"BlockHeldByAnother", [] { return OneChunk(1, 20, 13, {0}, {5}); },
-                     "sliding block 5, which slot 1 holds"},
+                     "sliding block 5, which 1 hold"},
         Disagreement{"ReleasedInSight", [] { return Released(20, 1, 1); },
                      "releases positions below 16, position 20 sees from 5"},
         Disagreement{"ReleasedTooMany", [] { return Released(20, 1, 3); },

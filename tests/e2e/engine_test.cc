@@ -37,6 +37,20 @@ class EngineTest : public ::testing::Test {
 
 Server* EngineTest::server_ = nullptr;
 
+v1::GenerateBatchResponse GenerateMany(const Server& server,
+                                       const v1::GenerateBatchRequest& batch) {
+  v1::GenerateBatchResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status =
+      v1::GenerationService::NewStub(server.channel())->GenerateBatch(&context, batch, &response);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  return response;
+}
+
+Tokens TokensOf(const v1::GenerateBatchResult& result) {
+  return {result.tokens().begin(), result.tokens().end()};
+}
+
 TEST_F(EngineTest, EachTokenIsComputedOnce) {
   const Tokens prompt = RandomPrompts(1, 232)[0];
   const v1::Counters before = Settled();
@@ -113,6 +127,73 @@ TEST_F(EngineTest, TheSameSeedGivesTheSameDrawsWhateverElseRuns) {
   const auto& other = response.results(7).tokens();
   EXPECT_EQ(Tokens(same.begin(), same.end()), *alone);
   EXPECT_NE(Tokens(other.begin(), other.end()), *alone);
+}
+
+TEST_F(EngineTest, SeveralCompletionsShareThePromptAndAreWhatTheSameRequestsGiveAlone) {
+  v1::GenerateRequest request = GreedyRequest(Tokens(100, 11), 40);
+  request.mutable_prompt()->mutable_tokens()->set_ids(0, 12);
+  request.mutable_sampling()->set_temperature(0.9F);
+  request.mutable_sampling()->set_seed(500);
+  request.set_n(4);
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = request;
+  const v1::Counters before = Settled();
+  const v1::GenerateBatchResponse together = GenerateMany(*server_, batch);
+  const v1::Counters after = Settled();
+  ASSERT_EQ(together.results_size(), 4);
+  // 96 tokens of the prompt are whole blocks: the others computed the last 4.
+  EXPECT_EQ(after.tokens_computed() - before.tokens_computed(), 100u + 3 * 4 + 4 * 39);
+  request.set_n(1);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(together.results(i).index(), static_cast<uint32_t>(i));
+    EXPECT_EQ(together.results(i).finish().seed(), 500u + i);
+    EXPECT_EQ(together.results(i).finish().usage().cached_tokens(), i == 0 ? 0u : 96u);
+    request.mutable_sampling()->set_seed(500 + i);
+    const auto alone = GenerateOne(server_->channel(), request);
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    EXPECT_EQ(TokensOf(together.results(i)), *alone);
+  }
+  EXPECT_NE(TokensOf(together.results(0)), TokensOf(together.results(1)));
+}
+
+TEST_F(EngineTest, AConversationsNextTurnComputesOnlyWhatIsNew) {
+  const Tokens prompt = RandomPrompts(9, 60)[8];
+  const auto first = GenerateOne(server_->channel(), GreedyRequest(prompt, 80));
+  ASSERT_TRUE(first.ok());
+  Tokens next = prompt;
+  next.insert(next.end(), first->begin(), first->end());
+  next.insert(next.end(), {5, 6, 7});
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = GreedyRequest(next, 20);
+  const v1::GenerateBatchResponse hit = GenerateMany(*server_, batch);
+  const uint32_t cached = hit.results(0).finish().usage().cached_tokens();
+  EXPECT_EQ(cached, (prompt.size() + 79) / 16 * 16);
+  Server plain({.workers = 1, .args = {"--no-prefix-cache", "--prefill-chunk", "33"}});
+  ASSERT_TRUE(plain.WaitServing()) << plain.log();
+  const v1::GenerateBatchResponse computed = GenerateMany(plain, batch);
+  EXPECT_EQ(computed.results(0).finish().usage().cached_tokens(), 0u);
+  EXPECT_EQ(TokensOf(hit.results(0)), TokensOf(computed.results(0)));
+}
+
+// Ten sequences of up to 15 blocks, and 32 blocks of each kind for all of them.
+TEST(PreemptionTest, SequencesThatPauseForWantOfBlocksGiveTheSameTokens) {
+  Server server({.workers = 1, .args = {"--kv-cache-bytes", "2097152", "--max-running", "8"}});
+  ASSERT_TRUE(server.WaitServing()) << server.log();
+  v1::GenerateBatchRequest batch;
+  std::vector<Tokens> alone;
+  for (const Tokens& prompt : RandomPrompts(10, 60)) {
+    *batch.add_requests() = GreedyRequest(prompt, 180);
+    const auto tokens = GenerateOne(server.channel(), batch.requests(batch.requests_size() - 1));
+    ASSERT_TRUE(tokens.ok()) << tokens.status();
+    alone.push_back(*tokens);
+  }
+  EXPECT_EQ(server.Cluster().counters().preemptions(), 0u);
+  const v1::GenerateBatchResponse together = GenerateMany(server, batch);
+  EXPECT_GT(server.Cluster().counters().preemptions(), 0u)
+      << server.Cluster().counters().ShortDebugString();
+  for (size_t i = 0; i < alone.size(); ++i) {
+    EXPECT_EQ(TokensOf(together.results(static_cast<int>(i))), alone[i]) << "request " << i;
+  }
 }
 
 TEST_F(EngineTest, PromptAndCompletionEndAtTheContextWithLength) {

@@ -48,11 +48,12 @@ def free_port():
 
 
 class Group(Server):
-    """A coordinator and its workers, started by hand."""
+    """A coordinator and its workers, started by hand. Without the prefix cache the same request is
+    the same plan."""
 
     ready_seconds = READY_SECONDS
 
-    def __init__(self, here, environment, log, dp, tp, exchange):
+    def __init__(self, here, environment, log, dp, tp, exchange, prefix_cache=False):
         binaries = os.path.join(here, "bin/service")
         super().__init__(os.path.join(binaries, "conclave"), environment, log)
         self.binaries = binaries
@@ -64,6 +65,7 @@ class Group(Server):
         self.coordinator_flags += ["--workers", str(dp * tp), "--exchange", exchange]
         for head in ("sequence", "token"):
             self.coordinator_flags += ["--head", f"{head}={model}/head_{head}"]
+        self.coordinator_flags += [] if prefix_cache else ["--no-prefix-cache"]
         self.size = dp * tp
         self.gpus = count_gpus()
 
@@ -291,6 +293,13 @@ def run_groups(results, args, here, environment):
             want = first_tokens(group)
             want_mixed = mixed(group)
             check_counts(results, group, "1 x 1", False)
+        log = os.path.join(logs, "cached")
+        with Group(here, environment, log, 1, 1, "auto", prefix_cache=True) as group:
+            first_tokens(group)
+            distance = median_distance(first_tokens(group), want)
+            results.check("prefix hits: agree with none", distance < MEDIAN_LIMIT, f"{distance:.3f}")
+            hits = group.ask("status")["counters"]["prefix_cache"]["hit_tokens"]
+            results.check("prefix hits: there are some", hits > 0, str(hits))
         for dp, tp, modes in SHAPES:
             for mode in modes:
                 name = f"{dp} x {tp}, {mode}"

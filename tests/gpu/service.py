@@ -144,7 +144,8 @@ def check_service(results, args, here, environment):
     logs = os.path.join(args.log, "service")
     with Server(conclave, environment, os.path.join(logs, "cpu"), *flags) as cpu:
         want = {head: classify_all(cpu, head) for head in ("sequence", "token")}
-    cuda_flags = flags + ["--device", "cuda"]
+    # Without the prefix cache the same request is the same plan.
+    cuda_flags = flags + ["--device", "cuda", "--no-prefix-cache"]
     with Server(conclave, environment, os.path.join(logs, "cuda"), *cuda_flags) as gpu:
         for head, logits in want.items():
             apart = sorted(map(relative, classify_all(gpu, head), logits))
