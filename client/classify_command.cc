@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <initializer_list>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -13,6 +16,7 @@
 #include "client/exit_code.h"
 #include "client/format.h"
 #include "client/json_shapes.h"
+#include "client/label_prompts.h"
 #include "client/prompt_flags.h"
 #include "client/server_flags.h"
 
@@ -25,8 +29,36 @@ struct Flags {
   ServerFlags server;
   PromptFlags prompt;
   std::string head;
+  std::optional<std::string> pair;
+  std::optional<uint32_t> top_k;
+  std::string function;
+  std::string aggregation;
+  std::string scheme;
+  bool truncate = false;
+  std::string labels;
+  std::string template_text;
+  bool calibrate = false;
+  bool by_mean = false;
   bool json = false;
 };
+
+struct Choice {
+  std::string_view name;
+  int value;
+};
+
+// The value of `name` in `choices`; `unset` for an empty one. FAILED_PRECONDITION lists them.
+absl::StatusOr<int> Choose(const char* flag, const std::string& name,
+                           std::initializer_list<Choice> choices, int unset) {
+  if (name.empty()) return unset;
+  std::vector<std::string_view> names;
+  for (const Choice& choice : choices) {
+    if (choice.name == name) return choice.value;
+    names.push_back(choice.name);
+  }
+  return absl::FailedPreconditionError(
+      fmt::format("{} is one of {}", flag, fmt::join(names, ", ")));
+}
 
 // A head may be left out when there is just one.
 absl::Status CheckHeadGiven(const v1::GetModelResponse& model, const std::string& head) {
@@ -91,6 +123,15 @@ absl::Status ClassifySequence(Client& client, const Flags& flags, v1::Prompt pro
   v1::ClassifySequenceRequest request;
   request.set_head(flags.head);
   *request.add_inputs() = std::move(prompt);
+  if (flags.pair.has_value()) request.add_pairs()->set_text(*flags.pair);
+  if (flags.top_k.has_value()) request.set_top_k(*flags.top_k);
+  request.set_truncate(flags.truncate);
+  ASSIGN_OR_RETURN(const int function, Choose("--function", flags.function,
+                                              {{"softmax", v1::SCORE_FUNCTION_SOFTMAX},
+                                               {"sigmoid", v1::SCORE_FUNCTION_SIGMOID},
+                                               {"none", v1::SCORE_FUNCTION_NONE}},
+                                              v1::SCORE_FUNCTION_UNSPECIFIED));
+  request.set_function_to_apply(static_cast<v1::ScoreFunction>(function));
   ASSIGN_OR_RETURN(const auto response,
                    client.ClassifySequence(request, flags.server.call_options()));
   if (response.results_size() != 1) return WrongCount(response.results_size());
@@ -106,6 +147,20 @@ absl::Status ClassifyTokens(Client& client, const Flags& flags, v1::Prompt promp
   v1::ClassifyTokensRequest request;
   request.set_head(flags.head);
   *request.add_inputs() = std::move(prompt);
+  request.set_truncate(flags.truncate);
+  ASSIGN_OR_RETURN(const int aggregation, Choose("--aggregation", flags.aggregation,
+                                                 {{"none", v1::AGGREGATION_NONE},
+                                                  {"simple", v1::AGGREGATION_SIMPLE},
+                                                  {"first", v1::AGGREGATION_FIRST},
+                                                  {"average", v1::AGGREGATION_AVERAGE},
+                                                  {"max", v1::AGGREGATION_MAX}},
+                                                 v1::AGGREGATION_UNSPECIFIED));
+  request.set_aggregation(static_cast<v1::Aggregation>(aggregation));
+  ASSIGN_OR_RETURN(const int scheme,
+                   Choose("--scheme", flags.scheme,
+                          {{"bio", v1::LABEL_SCHEME_BIO}, {"bioes", v1::LABEL_SCHEME_BIOES}},
+                          v1::LABEL_SCHEME_UNSPECIFIED));
+  request.set_scheme(static_cast<v1::LabelScheme>(scheme));
   ASSIGN_OR_RETURN(const auto response,
                    client.ClassifyTokens(request, flags.server.call_options()));
   if (response.results_size() != 1) return WrongCount(response.results_size());
@@ -117,8 +172,62 @@ absl::Status ClassifyTokens(Client& client, const Flags& flags, v1::Prompt promp
   return absl::OkStatus();
 }
 
+void PrintLabels(const v1::LabelScoring& result, bool calibrated) {
+  std::vector<std::string> header = {"label", "score", "log-probability", "mean of its tokens"};
+  if (calibrated) header.push_back("without the text");
+  Table table(header);
+  for (const auto& label : result.labels()) {
+    std::vector<std::string> row = {label.label(), fmt::format("{:.4f}", label.score()),
+                                    fmt::format("{:.4f}", label.logprob_sum()),
+                                    fmt::format("{:.4f}", label.logprob_mean())};
+    if (calibrated) row.push_back(fmt::format("{:.4f}", label.null_logprob_sum()));
+    table.AddRow(row);
+  }
+  fmt::print("{}", table.ToString());
+}
+
+absl::Status ScoreLabels(Client& client, const Flags& flags, const v1::Prompt& prompt) {
+  const LabelQuestion question = {SplitLabels(flags.labels), prompt.text(), flags.template_text,
+                                  flags.calibrate};
+  ASSIGN_OR_RETURN(const auto model, client.GetModel(flags.server.call_options()));
+  v1::ScoreLabelsRequest request = AskForLabel(question, model.can_chat());
+  request.set_score_by(flags.by_mean ? v1::SCORE_BY_MEAN : v1::SCORE_BY_SUM);
+  ASSIGN_OR_RETURN(auto response, client.ScoreLabels(request, flags.server.call_options()));
+  if (response.results_size() != 1) return WrongCount(response.results_size());
+  v1::LabelScoring* result = response.mutable_results(0);
+  // As they were given, without the space.
+  for (int i = 0; i < result->labels_size() && i < request.labels_size(); ++i) {
+    result->mutable_labels(i)->set_label(question.labels[static_cast<size_t>(i)]);
+  }
+  if (flags.json) {
+    fmt::print("{}\n", Dump(LabelsJson(*result)));
+  } else {
+    PrintLabels(*result, flags.calibrate);
+  }
+  return absl::OkStatus();
+}
+
+// Flags that say nothing together.
+absl::Status CheckFlags(const Flags& flags) {
+  const bool by_head = !flags.head.empty() || flags.pair.has_value() || flags.top_k.has_value() ||
+                       !flags.function.empty() || !flags.aggregation.empty() ||
+                       !flags.scheme.empty() || flags.truncate;
+  if (flags.labels.empty()) {
+    if (flags.calibrate || flags.by_mean || !flags.template_text.empty()) {
+      return absl::FailedPreconditionError("--template, --calibrate and --mean go with --labels");
+    }
+    return absl::OkStatus();
+  }
+  if (by_head) return absl::FailedPreconditionError("--labels needs no head: leave its flags out");
+  if (flags.prompt.tokens.has_value()) {
+    return absl::FailedPreconditionError("--labels goes with --text, not with --tokens");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Classify(const Flags& flags, v1::Prompt prompt) {
   Client client(flags.server.server);
+  if (!flags.labels.empty()) return ScoreLabels(client, flags, prompt);
   ASSIGN_OR_RETURN(const auto model, client.GetModel(flags.server.call_options()));
   RETURN_IF_ERROR(CheckHeadGiven(model, flags.head));
   return KindOf(model, flags.head) == v1::HeadInfo::TOKEN
@@ -127,12 +236,19 @@ absl::Status Classify(const Flags& flags, v1::Prompt prompt) {
 }
 
 int Run(const Flags& flags) {
+  if (const absl::Status usage = CheckFlags(flags); !usage.ok()) {
+    return FailUsage(kName, std::string(usage.message()));
+  }
   auto prompt = ToPrompt(flags.prompt);
   if (absl::IsFailedPrecondition(prompt.status())) {
     return FailUsage(kName, std::string(prompt.status().message()));
   }
   if (!prompt.ok()) return Fail(kName, prompt.status());
   const absl::Status status = Classify(flags, *std::move(prompt));
+  // Of a flag that is not one of its choices; the server's come with the name of a field.
+  if (absl::IsFailedPrecondition(status) && std::string(status.message()).starts_with("--")) {
+    return FailUsage(kName, std::string(status.message()));
+  }
   return status.ok() ? kExitOk : FailCall(kName, flags.server.server, status);
 }
 
@@ -147,10 +263,38 @@ void AddClassifyCommand(base::FlagSet& app, std::function<int()>* run) {
            "Classification head by name; may be left out when the server has just one")
       .Type("NAME");
   AddPromptFlags(command, "--text", &flags->prompt);
+  command.Add("--pair", &flags->pair, "Second text of a pair, for a sequence head").Type("TEXT");
+  command.Add("--top-k", &flags->top_k, "Print the K best labels alone, best first [all]");
+  command
+      .Add("--function", &flags->function,
+           "How logits become scores: softmax, sigmoid or none [by the head's problem type]")
+      .Type("NAME");
+  command
+      .Add("--aggregation", &flags->aggregation,
+           "How tokens become spans: none, simple, first, average or max [simple]")
+      .Type("NAME");
+  command
+      .Add("--scheme", &flags->scheme,
+           "Prefixes of a token head's labels: bio or bioes [by the labels]")
+      .Type("NAME");
+  command.AddSwitch("--truncate", &flags->truncate, "Cut a text that is longer than the context");
+  command
+      .Add("--labels", &flags->labels,
+           "Let the language model choose among these labels, without a head; a,b,c")
+      .Type("LIST");
+  command
+      .Add("--template", &flags->template_text,
+           "The prompt for --labels, with {text} in it [a question that lists the labels]")
+      .Type("TEXT");
+  command.AddSwitch("--calibrate", &flags->calibrate,
+                    "Take from each label what the model gives it without the text");
+  command.AddSwitch("--mean", &flags->by_mean,
+                    "Compare the mean log-probability of a label's tokens, not the sum");
   command.AddSwitch("--json", &flags->json, "Print one JSON object instead of a table");
   command.SetFooter(
       "Example:\n"
-      "  conclave classify --server 127.0.0.1:50051 --head sentiment --text 'A fine day'");
+      "  conclave classify --server 127.0.0.1:50051 --head sentiment --text 'A fine day'\n"
+      "  conclave classify --labels spam,ham --text 'You have won a prize'");
   command.OnParsed([flags, run] { *run = [flags] { return Run(*flags); }; });
 }
 

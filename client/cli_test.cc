@@ -1,11 +1,15 @@
 // The command against a server whose answers the test chooses: exit codes, output, and what is
 // sent.
 
+#include <fcntl.h>
+#include <pty.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -72,8 +76,8 @@ class CliTest : public testing::Test {
 };
 
 TEST(CliUsageTest, EverySubcommandHasHelpWithAnExample) {
-  for (const char* name : {"serve", "generate", "classify", "tokenize", "status", "rebalance",
-                           "bench", "plan", "doctor"}) {
+  for (const char* name : {"serve", "generate", "chat", "classify", "tokenize", "status",
+                           "rebalance", "bench", "plan", "doctor"}) {
     const CommandResult result = RunConclave({name, "--help"});
     EXPECT_EQ(result.code, kExitOk) << name;
     EXPECT_THAT(result.out, HasSubstr("Example")) << name;
@@ -350,6 +354,209 @@ TEST_F(CliTest, AnUnknownHeadIsForTheServerToRefuse) {
               "INVALID_ARGUMENT: head 'x' is unknown: names");
   // By the method that the server has a head for.
   EXPECT_EQ(server_.requests.tokens.head(), "x");
+}
+
+// Answers every Chat with reasoning, text, and a call where `call`.
+void AnswerChats(FakeAnswers& answers, bool call) {
+  answers.chat.resize(3);
+  answers.chat[0].set_reasoning_delta("Hm.");
+  answers.chat[1].set_text_delta("Four");
+  answers.chat[2].set_text_delta(" é.");
+  if (call) {
+    v1::ToolCallDelta* delta = answers.chat.emplace_back().mutable_tool_call();
+    delta->set_id("call_1");
+    delta->set_name("add");
+    delta->set_arguments("{\"a\": 1}");
+  }
+  v1::ChatFinish* finish = answers.chat.emplace_back().mutable_finish();
+  finish->set_reason(call ? v1::FINISH_REASON_TOOL_CALLS : v1::FINISH_REASON_STOP);
+  finish->mutable_usage()->set_prompt_tokens(9);
+}
+
+TEST_F(CliTest, ChatSaysOneMessageAndPrintsTheAnswer) {
+  AnswerChats(server_.answers, false);
+  const CommandResult result =
+      Run({"chat", "--message", "2+2?", "--system", "Be brief.", "--effort", "low", "--seed", "7",
+           "--temperature", "0", "--max-tokens", "50", "--no-tool-calls"});
+  EXPECT_EQ(result.code, kExitOk) << result.err;
+  EXPECT_EQ(result.out, "Four é.\n");  // a pipe gets the answer alone, and no colors
+  const v1::ChatRequest& sent = server_.requests.chat;
+  ASSERT_EQ(sent.conversation().messages_size(), 2);
+  EXPECT_EQ(sent.conversation().messages(0).role(), v1::ChatMessage::SYSTEM);
+  EXPECT_EQ(sent.conversation().messages(1).content(), "2+2?");
+  EXPECT_EQ(sent.conversation().reasoning_effort(), v1::REASONING_EFFORT_LOW);
+  EXPECT_EQ(sent.conversation().tool_choice(), v1::TOOL_CHOICE_NONE);
+  EXPECT_EQ(sent.stop().max_tokens(), 50u);
+  EXPECT_EQ(sent.sampling().seed(), 7u);
+  EXPECT_EQ(sent.sampling().temperature(), 0.0F);
+  EXPECT_EQ(Run({"chat", "--message", "2+2?", "--show-reasoning"}).out, "Hm.\nFour é.\n");
+  ExpectError(Run({"chat", "--message", "?", "--effort", "extreme"}), kExitUsage, "--effort");
+}
+
+TEST_F(CliTest, ChatJsonIsTheObjectOfTheContract) {
+  AnswerChats(server_.answers, true);
+  const CommandResult result = Run({"chat", "--message", "2+2?", "--json"});
+  EXPECT_EQ(
+      result.out,
+      "{\"reasoning\":\"Hm.\",\"text\":\"Four é.\",\"tool_calls\":[{\"id\":\"call_1\",\"name\":"
+      "\"add\",\"arguments\":\"{\\\"a\\\": 1}\"}],\"finish_reason\":\"tool_calls\",\"malformed\":"
+      "false,\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":0}}\n");
+}
+
+TEST_F(CliTest, ClassifyByLabelsAsksTheLanguageModel) {
+  server_.answers.model.set_can_chat(false);
+  v1::LabelScoring* result = server_.answers.labels.add_results();
+  result->add_labels()->set_score(0.75);
+  result->add_labels()->set_score(0.25);
+  const CommandResult json =
+      Run({"classify", "--labels", "spam, ham", "--text", "hi", "--calibrate", "--json"});
+  EXPECT_EQ(json.code, kExitOk) << json.err;
+  EXPECT_EQ(Json::parse(json.out)["labels"][0]["label"], "spam");
+  EXPECT_EQ(Json::parse(json.out)["labels"][1]["score"], 0.25);
+  EXPECT_THAT(server_.requests.labels.labels(), ElementsAre(" spam", " ham"));
+  EXPECT_THAT(server_.requests.labels.inputs(0).text(), HasSubstr("Text: hi\nLabel:"));
+  EXPECT_THAT(server_.requests.labels.null_prompt().text(), HasSubstr("Text: N/A\nLabel:"));
+  server_.answers.model.set_can_chat(true);
+  EXPECT_THAT(Run({"classify", "--labels", "spam,ham", "--text", "hi"}).out, HasSubstr("0.7500"));
+  EXPECT_THAT(server_.requests.labels.labels(), ElementsAre("spam", "ham"));
+  EXPECT_TRUE(server_.requests.labels.inputs(0).has_conversation());
+  ExpectError(Run({"classify", "--labels", "a,b", "--text", "x", "--head", "h"}), kExitUsage,
+              "--labels");
+}
+
+TEST_F(CliTest, ClassifySendsItsOptions) {
+  AddHead("mood", v1::HeadInfo::SEQUENCE);
+  AddHead("names", v1::HeadInfo::TOKEN);
+  server_.answers.sequence.add_results();
+  server_.answers.tokens.add_results();
+  Run({"classify", "--head", "mood", "--text", "a", "--pair", "b", "--top-k", "2", "--function",
+       "sigmoid", "--truncate"});
+  EXPECT_EQ(server_.requests.sequence.pairs(0).text(), "b");
+  EXPECT_EQ(server_.requests.sequence.top_k(), 2u);
+  EXPECT_EQ(server_.requests.sequence.function_to_apply(), v1::SCORE_FUNCTION_SIGMOID);
+  EXPECT_TRUE(server_.requests.sequence.truncate());
+  Run({"classify", "--head", "names", "--text", "a", "--aggregation", "max", "--scheme", "bioes"});
+  EXPECT_EQ(server_.requests.tokens.aggregation(), v1::AGGREGATION_MAX);
+  EXPECT_EQ(server_.requests.tokens.scheme(), v1::LABEL_SCHEME_BIOES);
+  ExpectError(Run({"classify", "--head", "mood", "--text", "a", "--function", "tanh"}), kExitUsage,
+              "--function is one of softmax, sigmoid, none");
+}
+
+// `conclave chat` at a terminal of the test's.
+class ChatTerminalTest : public CliTest {
+ protected:
+  void Start() {
+    const std::string binary = ConclaveBinary();
+    const std::string address = server_.address();
+    winsize size = {24, 80, 0, 0};
+    pid_ = forkpty(&terminal_, nullptr, nullptr, &size);
+    ASSERT_GE(pid_, 0);
+    if (pid_ == 0) {
+      setenv("NO_COLOR", "1", 1);
+      setenv("TERM", "xterm", 1);
+      execl(binary.c_str(), "conclave", "chat", "--server", address.c_str(), nullptr);
+      _exit(127);
+    }
+    fcntl(terminal_, F_SETFL, O_NONBLOCK);
+  }
+  void TearDown() override {
+    if (pid_ > 0) kill(pid_, SIGKILL);
+    if (pid_ > 0) waitpid(pid_, nullptr, 0);
+    if (terminal_ >= 0) close(terminal_);
+  }
+
+  void Type(const std::string& keys) {
+    ASSERT_EQ(write(terminal_, keys.data(), keys.size()), static_cast<ssize_t>(keys.size()));
+  }
+  // Waits until what the terminal shows from now on holds `text`; forgets it up to there.
+  void WaitFor(const std::string& text) {
+    const bool found = WaitUntil([&] {
+      std::array<char, 4096> buffer;
+      const ssize_t size = read(terminal_, buffer.data(), buffer.size());
+      if (size > 0) shown_.append(buffer.data(), static_cast<size_t>(size));
+      return shown_.find(text) != std::string::npos;
+    });
+    ASSERT_TRUE(found) << "no '" << text << "' in: " << shown_;
+    shown_.erase(0, shown_.find(text) + text.size());
+  }
+  const v1::Conversation& sent() const { return server_.requests.chat.conversation(); }
+  int WaitForExit() {
+    int status = 0;
+    EXPECT_TRUE(WaitUntil([&] { return waitpid(pid_, &status, WNOHANG) == pid_; }));
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+  pid_t pid_ = -1;
+  int terminal_ = -1;
+  std::string shown_;
+};
+
+TEST_F(ChatTerminalTest, AConversationGoesOnAndLinesComeBack) {
+  AnswerChats(server_.answers, false);
+  Start();
+  WaitFor("you> ");
+  Type("Grüße 日本\r");
+  WaitFor("Hm.");  // a terminal shows the reasoning
+  WaitFor("Four é.");
+  WaitFor("you> ");
+  ASSERT_EQ(sent().messages_size(), 1);
+  EXPECT_EQ(sent().messages(0).content(), "Grüße 日本");
+  // The window changes, and the last line comes back by the arrow key.
+  winsize narrow = {24, 40, 0, 0};
+  ioctl(terminal_, TIOCSWINSZ, &narrow);
+  Type("\x1b[A\r");
+  WaitFor("Four é.");
+  WaitFor("you> ");
+  ASSERT_EQ(sent().messages_size(), 3);
+  EXPECT_EQ(sent().messages(1).role(), v1::ChatMessage::ASSISTANT);
+  EXPECT_EQ(sent().messages(1).content(), "Four é.");
+  EXPECT_EQ(sent().messages(1).reasoning(), "Hm.");
+  EXPECT_EQ(sent().messages(2).content(), "Grüße 日本");
+  EXPECT_EQ(shown_.find("\x1b[2m"), std::string::npos);
+  Type("\x04");
+  EXPECT_EQ(WaitForExit(), kExitOk);
+}
+
+TEST_F(ChatTerminalTest, PastedLinesAreOneMessage) {
+  AnswerChats(server_.answers, false);
+  Start();
+  WaitFor("you> ");
+  Type("\x1b[200~one\rtwo\nthree\x1b[201~\r");
+  WaitFor("Four é.");
+  WaitFor("you> ");
+  EXPECT_EQ(sent().messages(0).content(), "one\ntwo\nthree");
+  // From a terminal that does not mark what is pasted.
+  Type("four\rfive\r");
+  WaitFor("Four é.");
+  WaitFor("you> ");
+  EXPECT_EQ(sent().messages(2).content(), "four\nfive");
+}
+
+TEST_F(ChatTerminalTest, CtrlCGivesUpALineAndStopsAReply) {
+  AnswerChats(server_.answers, false);
+  server_.answers.chat.resize(2);  // no finish
+  server_.answers.hang = true;
+  Start();
+  WaitFor("you> ");
+  Type("not this");
+  WaitFor("not this");
+  Type("\x03");
+  WaitFor("you> ");
+  Type("this\r");
+  WaitFor("Four");
+  EXPECT_EQ(sent().messages(0).content(), "this");
+  Type("\x03");
+  WaitFor("[cancelled");
+  WaitFor("you> ");
+  Type("and this\r");
+  WaitFor("Four");
+  ASSERT_EQ(sent().messages_size(), 3);
+  EXPECT_EQ(sent().messages(1).content(), "Four");  // what had arrived
+  Type("\x03");
+  WaitFor("you> ");
+  Type("/quit\r");
+  EXPECT_EQ(WaitForExit(), kExitOk);
 }
 
 TEST_F(CliTest, StatusShowsRanksAndCounters) {

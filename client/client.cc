@@ -113,6 +113,28 @@ absl::StatusOr<v1::Finish> Client::Generate(
   return finish;
 }
 
+absl::StatusOr<v1::ChatFinish> Client::Chat(
+    const v1::ChatRequest& request, const std::function<void(const v1::ChatResponse&)>& on_event,
+    const CallOptions& options) {
+  v1::GenerationService::Stub stub(channel_);
+  Call call(options);
+  const auto reader = stub.Chat(call.context(), request);
+  v1::ChatResponse event;
+  v1::ChatFinish finish;
+  bool finished = false;
+  while (reader->Read(&event)) {
+    if (event.has_finish()) {
+      finish = event.finish();
+      finished = true;
+    }
+    on_event(event);
+  }
+  const grpc::Status status = reader->Finish();
+  if (!status.ok()) return base::FromGrpc(status);
+  if (!finished) return absl::InternalError("the server ended the stream without a finish reason");
+  return finish;
+}
+
 absl::StatusOr<v1::GenerateBatchResponse> Client::GenerateBatch(
     const v1::GenerateBatchRequest& request, const CallOptions& options) {
   using Service = v1::GenerationService;
@@ -129,6 +151,12 @@ absl::StatusOr<v1::ClassifyTokensResponse> Client::ClassifyTokens(
     const v1::ClassifyTokensRequest& request, const CallOptions& options) {
   using Service = v1::ClassificationService;
   return Unary<Service>(channel_, &Service::Stub::ClassifyTokens, request, options);
+}
+
+absl::StatusOr<v1::ScoreLabelsResponse> Client::ScoreLabels(const v1::ScoreLabelsRequest& request,
+                                                            const CallOptions& options) {
+  using Service = v1::ClassificationService;
+  return Unary<Service>(channel_, &Service::Stub::ScoreLabels, request, options);
 }
 
 absl::StatusOr<v1::GetModelResponse> Client::GetModel(const CallOptions& options) {

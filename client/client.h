@@ -74,6 +74,10 @@ class Client {
       const v1::GenerateRequest& request,
       const std::function<void(const v1::GenerateResponse&)>& on_part,
       const CallOptions& options = {});
+  // The same for the events of a chat.
+  absl::StatusOr<v1::ChatFinish> Chat(const v1::ChatRequest& request,
+                                      const std::function<void(const v1::ChatResponse&)>& on_event,
+                                      const CallOptions& options = {});
   absl::StatusOr<v1::GenerateBatchResponse> GenerateBatch(const v1::GenerateBatchRequest& request,
                                                           const CallOptions& options = {});
 
@@ -81,6 +85,9 @@ class Client {
       const v1::ClassifySequenceRequest& request, const CallOptions& options = {});
   absl::StatusOr<v1::ClassifyTokensResponse> ClassifyTokens(
       const v1::ClassifyTokensRequest& request, const CallOptions& options = {});
+
+  absl::StatusOr<v1::ScoreLabelsResponse> ScoreLabels(const v1::ScoreLabelsRequest& request,
+                                                      const CallOptions& options = {});
 
   absl::StatusOr<v1::GetModelResponse> GetModel(const CallOptions& options = {});
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,

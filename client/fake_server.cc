@@ -24,6 +24,15 @@ class FakeServer::Generation final : public v1::GenerationService::Service {
     }
     return fake_->answers.status;
   }
+  grpc::Status Chat(grpc::ServerContext* context, const v1::ChatRequest* request,
+                    grpc::ServerWriter<v1::ChatResponse>* writer) override {
+    fake_->requests.chat = *request;
+    for (const auto& event : fake_->answers.chat) writer->Write(event);
+    while (fake_->answers.hang && !context->IsCancelled()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return fake_->answers.status;
+  }
 
  private:
   FakeServer* fake_;
@@ -44,6 +53,12 @@ class FakeServer::Classification final : public v1::ClassificationService::Servi
                               v1::ClassifyTokensResponse* response) override {
     fake_->requests.tokens = *request;
     *response = fake_->answers.tokens;
+    return fake_->answers.status;
+  }
+  grpc::Status ScoreLabels(grpc::ServerContext* /*context*/, const v1::ScoreLabelsRequest* request,
+                           v1::ScoreLabelsResponse* response) override {
+    fake_->requests.labels = *request;
+    *response = fake_->answers.labels;
     return fake_->answers.status;
   }
 

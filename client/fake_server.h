@@ -32,8 +32,11 @@ struct FakeAnswers {
       generate;
   // Every method fails with it when it is not OK (Generate after its stream).
   grpc::Status status;
+  // Chat sends these and ends as Generate does, `hang` included.
+  std::vector<v1::ChatResponse> chat;
   v1::ClassifySequenceResponse sequence;
   v1::ClassifyTokensResponse tokens;
+  v1::ScoreLabelsResponse labels;
   v1::GetModelResponse model;
   v1::TokenizeResponse tokenize;
   v1::GetClusterResponse cluster;
@@ -43,8 +46,10 @@ struct FakeAnswers {
 // The last request of each kind.
 struct FakeRequests {
   v1::GenerateRequest generate;
+  v1::ChatRequest chat;
   v1::ClassifySequenceRequest sequence;
   v1::ClassifyTokensRequest tokens;
+  v1::ScoreLabelsRequest labels;
   v1::TokenizeRequest tokenize;
   v1::RebalanceRequest rebalance;
 };

@@ -106,6 +106,8 @@ std::string FinishReasonName(v1::FinishReason reason) {
       return "length";
     case v1::FINISH_REASON_CANCELLED:
       return "cancelled";
+    case v1::FINISH_REASON_TOOL_CALLS:
+      return "tool_calls";
     default:
       return fmt::format("unknown ({})", static_cast<int>(reason));
   }
@@ -129,6 +131,38 @@ Json GenerationJson(const v1::GenerateResponse& all, bool with_logprobs) {
   }
   if (!prompt.logprobs().empty()) json["prompt_logprobs"] = LogprobsJson(prompt);
   return json;
+}
+
+Json ChatJson(const v1::ChatMessage& reply, const v1::ChatFinish& finish) {
+  Json calls = Json::array();
+  for (const v1::ToolCall& call : reply.tool_calls()) {
+    calls.push_back({{"id", call.id()}, {"name", call.name()}, {"arguments", call.arguments()}});
+  }
+  return {{"reasoning", reply.reasoning()},
+          {"text", reply.content()},
+          {"tool_calls", std::move(calls)},
+          {"finish_reason", FinishReasonName(finish.reason())},
+          {"malformed", finish.malformed()},
+          {"usage",
+           {{"prompt_tokens", finish.usage().prompt_tokens()},
+            {"completion_tokens", finish.usage().completion_tokens()}}}};
+}
+
+Json LabelsJson(const v1::LabelScoring& result) {
+  Json labels = Json::array();
+  for (const v1::LabelLikelihood& label : result.labels()) {
+    labels.push_back({{"label", label.label()},
+                      {"score", label.score()},
+                      {"logprob_sum", label.logprob_sum()},
+                      {"logprob_mean", label.logprob_mean()},
+                      {"null_logprob_sum", label.null_logprob_sum()},
+                      {"null_logprob_mean", label.null_logprob_mean()},
+                      {"tokens", label.tokens()}});
+  }
+  return {{"labels", std::move(labels)},
+          {"usage",
+           {{"prompt_tokens", result.usage().prompt_tokens()},
+            {"completion_tokens", result.usage().completion_tokens()}}}};
 }
 
 Json SequenceJson(const v1::SequenceClassification& result) {

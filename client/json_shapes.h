@@ -20,11 +20,14 @@ std::string Dump(const Json& json);
 // The number with the fewest digits that reads back as `value`; null for NaN and infinities.
 Json ShortFloat(float value);
 
-// stop, length or cancelled.
+// stop, length, cancelled or tool_calls.
 std::string FinishReasonName(v1::FinishReason reason);
 
 // `all` holds the tokens, text and logprobs of the whole stream, and its finish.
 Json GenerationJson(const v1::GenerateResponse& all, bool with_logprobs);
+// `reply` is the assistant's message.
+Json ChatJson(const v1::ChatMessage& reply, const v1::ChatFinish& finish);
+Json LabelsJson(const v1::LabelScoring& result);
 Json SequenceJson(const v1::SequenceClassification& result);
 Json TokensJson(const v1::TokenClassification& result);
 Json ClusterJson(const v1::GetClusterResponse& cluster);

@@ -8,6 +8,7 @@
 #include "base/flags.h"
 #include "base/mapped_files.h"
 #include "client/bench_command.h"
+#include "client/chat_command.h"
 #include "client/classify_command.h"
 #include "client/doctor_command.h"
 #include "client/exit_code.h"
@@ -41,6 +42,7 @@ int Main(int argc, char** argv) {
   std::function<int()> run;
   AddServeCommand(app, &run);
   AddGenerateCommand(app, &run);
+  AddChatCommand(app, &run);
   AddClassifyCommand(app, &run);
   AddTokenizeCommand(app, &run);
   AddStatusCommand(app, &run);

@@ -8,11 +8,13 @@
 
 namespace conclave::coordinator {
 
-// Thin: one engine request per input, each reading one head; then labels and scores.
+// Thin: one engine request per input, each reading one head, or per input and label; then labels
+// and scores.
 class ClassificationServiceImpl final
     : public v1::ClassificationService::WithRawCallbackMethod_ClassifySequence<
           v1::ClassificationService::WithRawCallbackMethod_ClassifyTokens<
-              v1::ClassificationService::Service>> {
+              v1::ClassificationService::WithRawCallbackMethod_ScoreLabels<
+                  v1::ClassificationService::Service>>> {
  public:
   // All borrowed.
   ClassificationServiceImpl(const ServingModel& model, Engine& engine, base::Executor& executor)
@@ -24,6 +26,9 @@ class ClassificationServiceImpl final
   grpc::ServerUnaryReactor* ClassifyTokens(grpc::CallbackServerContext* context,
                                            const grpc::ByteBuffer* bytes,
                                            grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* ScoreLabels(grpc::CallbackServerContext* context,
+                                        const grpc::ByteBuffer* bytes,
+                                        grpc::ByteBuffer* response) override;
 
  private:
   const ServingModel& model_;

@@ -72,8 +72,8 @@ class RequestSink {
  public:
   virtual ~RequestSink() = default;
   virtual void OnTokens(std::span<const TokenEvent> tokens) = 0;
-  // Of the prompt's second token and on, in order, before the first OnTokens. Only if the request
-  // asked for them.
+  // Of the prompt's second token (or first_prompt_logprob) and on, in order, before the first
+  // OnTokens. Only if the request asked for them.
   virtual void OnPromptLogprobs(std::span<const PromptLogprob>) {}
   // logits [rows, labels] of head `head` at positions [first_position, first_position + rows).
   virtual void OnHeadLogits(int head, int first_position, std::span<const float> logits) = 0;
@@ -91,7 +91,7 @@ struct HeadRead {
 // Checked by the services: ids in range, 1 <= tokens < context (generation) or <= context (heads).
 struct Request {
   std::vector<int32_t> tokens;
-  int max_tokens = 0;  // 0 with heads: the request ends after prefill
+  int max_tokens = 0;  // 0 with heads or prompt_logprobs: the request ends after prefill
   internal::v1::Sampling sampling;
   bool ignore_eos = false;
   std::vector<int> stop_token_ids;
@@ -100,7 +100,9 @@ struct Request {
   int min_tokens = 0;
   std::shared_ptr<const StopStrings> stop_strings;  // null: none
   int prompt_logprobs = -1;  // entries of the top list of each of the prompt's tokens; -1: none
-  bool echo = false;         // the reply begins with the prompt: `tokens` and this text
+  // The first of the prompt's tokens that is asked for; the first of all has none.
+  int first_prompt_logprob = 1;
+  bool echo = false;  // the reply begins with the prompt: `tokens` and this text
   std::string prompt_text = {};
   std::vector<HeadRead> heads;
   std::vector<uint32_t> forced_expert_ids;  // [positions, layers, k]

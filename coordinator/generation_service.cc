@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "base/status_macros.h"
 #include "coordinator/batch_call.h"
+#include "coordinator/chat_call.h"
 #include "coordinator/generate_call.h"
 #include "coordinator/raw_request.h"
 #include "coordinator/reply.h"
@@ -96,6 +97,22 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackSer
     }
     return SerializeResponse(batch);
   });
+  return call.get();
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Chat(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
+  auto call = std::make_shared<ChatCall>(model_, engine_, executor_);
+  v1::ChatRequest chat;
+  const absl::Status parsed = ParseRequest(*bytes, &chat);
+  absl::StatusOr<Request> request =
+      parsed.ok() ? TranslateChat(model_, chat, context->peer()) : parsed;
+  if (request.ok()) {
+    request->deadline = absl::FromChrono(context->deadline());
+    call->Start(*std::move(request), MakeChatContext(chat.conversation()));
+  } else {
+    call->Refuse(request.status());
+  }
   return call.get();
 }
 

@@ -9,9 +9,10 @@
 namespace conclave::coordinator {
 
 // Thin: validates, translates, streams. Raw bytes on the wire side, see raw_request.h.
-class GenerationServiceImpl final : public v1::GenerationService::WithRawCallbackMethod_Generate<
-                                        v1::GenerationService::WithRawCallbackMethod_GenerateBatch<
-                                            v1::GenerationService::Service>> {
+class GenerationServiceImpl final
+    : public v1::GenerationService::WithRawCallbackMethod_Generate<
+          v1::GenerationService::WithRawCallbackMethod_GenerateBatch<
+              v1::GenerationService::WithRawCallbackMethod_Chat<v1::GenerationService::Service>>> {
  public:
   // All borrowed.
   GenerationServiceImpl(const ServingModel& model, Engine& engine, base::Executor& executor)
@@ -22,6 +23,8 @@ class GenerationServiceImpl final : public v1::GenerationService::WithRawCallbac
   grpc::ServerUnaryReactor* GenerateBatch(grpc::CallbackServerContext* context,
                                           const grpc::ByteBuffer* bytes,
                                           grpc::ByteBuffer* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Chat(grpc::CallbackServerContext* context,
+                                                   const grpc::ByteBuffer* bytes) override;
 
  private:
   const ServingModel& model_;

@@ -265,6 +265,135 @@ TEST_F(PublicServicesTest, AStopStringIsToldInTheFinishAndIsNotText) {
   EXPECT_EQ(response.finish().stop_string(), "BC");
 }
 
+TEST_F(PublicServicesTest, SequenceOptionsArePairsTruncationFunctionAndTopK) {
+  auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ClassifySequenceRequest request;
+  request.set_head("mood");
+  v1::Prompt* longer = request.add_inputs();
+  for (int i = 0; i < 300; ++i) longer->mutable_tokens()->add_ids(1);
+  v1::Prompt* second = request.add_pairs();
+  second->mutable_tokens()->add_ids(7);
+  second->mutable_tokens()->add_ids(8);
+  v1::ClassifySequenceResponse reply;
+  grpc::Status refused;
+  {
+    grpc::ClientContext context;
+    refused = stub->ClassifySequence(&context, request, &reply);
+  }
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  request.set_truncate(true);
+  request.set_top_k(2);
+  request.set_function_to_apply(v1::SCORE_FUNCTION_NONE);
+  grpc::Status status;
+  std::thread call([&] {
+    grpc::ClientContext context;
+    status = stub->ClassifySequence(&context, request, &reply);
+  });
+  const Request input = engine_.Wait(0);
+  EXPECT_EQ(input.tokens.size(), 256u);  // the longer text was cut
+  EXPECT_EQ(input.tokens[253], 1);
+  EXPECT_EQ(input.tokens[254], 7);
+  EXPECT_EQ(input.tokens[255], 8);
+  input.sink->OnHeadLogits(0, 255, std::vector<float>{1.0F, -2.0F, 3.0F});
+  input.sink->OnEnd(Ended(FinishReason::kHeads, 256, 0));
+  call.join();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(reply.function(), v1::SCORE_FUNCTION_NONE);
+  ASSERT_EQ(reply.results(0).labels_size(), 2);
+  EXPECT_EQ(reply.results(0).labels(0).label(), "positive");
+  EXPECT_EQ(reply.results(0).labels(0).score(), 3.0F);
+  EXPECT_EQ(reply.results(0).labels(1).label(), "negative");
+  EXPECT_TRUE(reply.results(0).truncated());
+}
+
+TEST_F(PublicServicesTest, LabelsAreScoredAfterTheInputAndAfterTheNullPrompt) {
+  auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ScoreLabelsRequest request;
+  request.add_inputs()->set_text("A");
+  request.add_labels("B");
+  request.add_labels("CC");
+  request.mutable_null_prompt()->set_text("N");
+  v1::ScoreLabelsResponse reply;
+  grpc::Status status;
+  std::thread call([&] {
+    grpc::ClientContext context;
+    status = stub->ScoreLabels(&context, request, &reply);
+  });
+  const std::pair<const char*, std::vector<float>> forks[] = {
+      {"A|B", {-1.0F}}, {"A|CC", {-1.5F, -0.5F}}, {"N|B", {-0.5F}}, {"N|CC", {-2.0F, -1.0F}}};
+  for (size_t i = 0; i < 4; ++i) {
+    const Request fork = engine_.Wait(i);
+    std::string text = model_.tokenizer->Decode(fork.tokens);
+    text.insert(static_cast<size_t>(fork.first_prompt_logprob), "|");
+    EXPECT_EQ(text, forks[i].first);
+    EXPECT_EQ(fork.prompt_logprobs, 0);
+    EXPECT_EQ(fork.max_tokens, 0);
+    for (const float logprob : forks[i].second) {
+      fork.sink->OnPromptLogprobs(std::vector<PromptLogprob>{{0, logprob, {}}});
+    }
+    fork.sink->OnEnd(Ended(FinishReason::kHeads, 3, 0));
+  }
+  call.join();
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  const v1::LabelScoring& result = reply.results(0);
+  EXPECT_EQ(result.labels(0).label(), "B");
+  EXPECT_EQ(result.labels(0).logprob_sum(), -1.0);
+  EXPECT_EQ(result.labels(1).logprob_sum(), -2.0);
+  EXPECT_EQ(result.labels(1).logprob_mean(), -1.0);
+  EXPECT_EQ(result.labels(1).null_logprob_sum(), -3.0);
+  // exp(-1 + 0.5) to exp(-2 + 3)
+  EXPECT_NEAR(result.labels(0).score(), 1 / (1 + std::exp(1.5)), 1e-9);
+  EXPECT_EQ(result.usage().prompt_tokens(), 1u);
+  EXPECT_EQ(result.usage().completion_tokens(), 3u);
+  EXPECT_EQ(reply.null_usage().prompt_tokens(), 1u);
+  request.add_labels("B");
+  grpc::ClientContext context;
+  status = stub->ScoreLabels(&context, request, &reply);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("labels[2]"));
+}
+
+TEST_F(PublicServicesTest, AChatStreamsEventsAndFinishesOnce) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::ChatRequest chat;
+  v1::ChatMessage* message = chat.mutable_conversation()->add_messages();
+  message->set_role(v1::ChatMessage::USER);
+  message->set_content("?");
+  chat.mutable_stop()->set_max_tokens(64);
+  auto reader = stub->Chat(&context, chat);
+  const Request request = engine_.Wait(0);
+  EXPECT_EQ(request.tokens.front(), model_.harmony->start);
+  for (const int id : {model_.harmony->ret, model_.harmony->call}) {
+    EXPECT_THAT(request.stop_token_ids, ::testing::Contains(id));
+  }
+  const std::vector<int> reply = model_.tokenizer->EncodeWithSpecials(
+      "<|channel|>analysis<|message|>Hm<|end|>"
+      "<|start|>assistant<|channel|>final<|message|>Yes<|return|>");
+  for (const int id : reply) {
+    request.sink->OnTokens(std::vector<TokenEvent>{{id, id == model_.harmony->ret, 0, {}}});
+  }
+  request.sink->OnEnd(Ended(FinishReason::kStop, 9, static_cast<int>(reply.size())));
+  std::string reasoning;
+  std::string text;
+  int finishes = 0;
+  v1::ChatResponse response;
+  while (reader->Read(&response)) {
+    EXPECT_EQ(finishes, 0) << "a response after the finish";
+    reasoning += response.reasoning_delta();
+    text += response.text_delta();
+    finishes += response.has_finish() ? 1 : 0;
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(finishes, 1);
+  EXPECT_EQ(reasoning, "Hm");
+  EXPECT_EQ(text, "Yes");
+  EXPECT_EQ(response.finish().reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(response.finish().usage().prompt_tokens(), 9);
+  EXPECT_EQ(response.finish().seed(), request.sampling.seed());
+  EXPECT_FALSE(response.finish().malformed());
+}
+
 TEST_F(PublicServicesTest, ALostWorkerEndsTheStreamUnavailableAfterWhatWasSent) {
   auto stub = v1::GenerationService::NewStub(channel_);
   grpc::ClientContext context;

@@ -32,8 +32,14 @@ absl::Status CheckLength(const Request& request, int context_length) {
     return absl::InvalidArgumentError(
         fmt::format("max_tokens is {}: it must be at least 0", request.max_tokens));
   }
-  if (request.max_tokens == 0 && request.heads.empty()) {
-    return absl::InvalidArgumentError("max_tokens is 0 and no head is asked for");
+  if (request.max_tokens == 0 && request.heads.empty() && request.prompt_logprobs < 0) {
+    return absl::InvalidArgumentError(
+        "max_tokens is 0, and neither a head nor prompt_logprobs is "
+        "asked for");
+  }
+  if (request.first_prompt_logprob < 1) {
+    return absl::InvalidArgumentError(
+        fmt::format("first_prompt_logprob is {}: it is at least 1", request.first_prompt_logprob));
   }
   const size_t longest = context_length - (request.max_tokens > 0 ? 1 : 0);
   if (request.tokens.size() > longest) {

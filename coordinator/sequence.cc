@@ -44,6 +44,7 @@ Sequence::Sequence(RequestId id, Request request, int context_length, absl::Time
       prompt_tokens_(static_cast<int>(request_.tokens.size())),
       completion_limit_(CompletionLimit(request_, context_length)),
       compute_limit_(ComputeLimit(request_, context_length)),
+      prompt_logprobs_(request_.first_prompt_logprob),
       submitted_(now) {
   if (request_.stop_strings != nullptr) stop_matcher_.emplace(request_.stop_strings);
 }

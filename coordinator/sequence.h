@@ -150,8 +150,9 @@ class Sequence {
   std::optional<StopMatcher> stop_matcher_;
   std::string stop_string_;  // once one is complete
   int last_token_ = 0;
-  // Log-probabilities of the prompt's tokens [1, prompt_logprobs_) have been given out.
-  int prompt_logprobs_ = 1;
+  // Log-probabilities of the prompt's tokens [first_prompt_logprob, prompt_logprobs_) have been
+  // given out.
+  int prompt_logprobs_;
 
   absl::Time submitted_;
   absl::Time admitted_ = absl::InfiniteFuture();

@@ -67,6 +67,10 @@ absl::StatusOr<ServingModel> LoadServingModel(const ServingModelOptions& options
   ASSIGN_OR_RETURN(model.checkpoint, model::OpenCheckpoint(source, model.config));
   ASSIGN_OR_RETURN(model.tokenizer,
                    model::LoadCheckpointTokenizer(options.dir, options.tokenizer, model.config));
+  if (model.tokenizer != nullptr) {
+    auto harmony = model::HarmonyTokens::Find(*model.tokenizer);
+    if (harmony.ok()) model.harmony = *harmony;
+  }
   RETURN_IF_ERROR(AddHeads(options, model));
   return model;
 }

@@ -15,6 +15,7 @@
 #include "coordinator/engine.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/harmony.h"
 #include "model/model_source.h"
 #include "model/tokenizer.h"
 
@@ -43,12 +44,15 @@ struct ServingModel {
   model::Config config;
   // Null when the folder has none: then only token inputs are served.
   std::shared_ptr<const model::Tokenizer> tokenizer;
+  // Set when the tokenizer has Harmony's special tokens: then conversations are served.
+  std::optional<model::HarmonyTokens> harmony;
   std::shared_ptr<const model::Checkpoint> checkpoint;  // headers only
   std::vector<Head> heads;
   ServingLimits limits;
   bool allow_forced_routing = false;
 
   bool can_generate() const { return config.architecture == model::Architecture::kCausalLm; }
+  bool can_chat() const { return can_generate() && harmony.has_value(); }
 };
 
 struct ServingModelOptions {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/status_macros.h"
+#include "coordinator/conversation.h"
 
 namespace conclave::coordinator {
 namespace {
@@ -249,9 +250,11 @@ absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
       tokens = CheckIds(model, prompt.tokens(), field);
       break;
     case v1::Prompt::kConversation:
-      return Invalid("{}.conversation is not served yet: set text or tokens", field);
+      tokens = RenderConversation(model, prompt.conversation(), field + ".conversation", max_tokens,
+                                  /*reply_channel=*/"");
+      break;
     case v1::Prompt::KIND_NOT_SET:
-      return Invalid("{} is empty: set text or tokens", field);
+      return Invalid("{} is empty: set text, tokens or conversation", field);
   }
   RETURN_IF_ERROR(tokens.status());
   if (tokens->empty()) return Invalid("{} is empty: at least one token", field);
@@ -324,6 +327,31 @@ absl::StatusOr<std::vector<Request>> TranslateCompletions(const ServingModel& mo
     completions[i].prompt_text.clear();
   }
   return completions;
+}
+
+absl::StatusOr<Request> TranslateChat(const ServingModel& model, const v1::ChatRequest& request,
+                                      const std::string& peer) {
+  if (!model.can_generate()) {
+    return absl::FailedPreconditionError(
+        "this checkpoint has no language-model head: it classifies but cannot chat");
+  }
+  const int longest = model.config.context_length - 1;
+  ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
+                   RenderConversation(model, request.conversation(), "conversation", longest,
+                                      /*reply_channel=*/""));
+  if (tokens.size() > static_cast<size_t>(longest)) {
+    return Invalid("conversation has {} tokens as it is rendered: at most {} with a context of {}",
+                   tokens.size(), longest, model.config.context_length);
+  }
+  v1::GenerateRequest generate;
+  generate.mutable_prompt()->mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());
+  *generate.mutable_sampling() = request.sampling();
+  *generate.mutable_stop() = request.stop();
+  generate.mutable_stop()->add_stop_token_ids(model.harmony->ret);
+  generate.mutable_stop()->add_stop_token_ids(model.harmony->call);
+  ASSIGN_OR_RETURN(Request out, TranslateGenerate(model, generate, ""));
+  RETURN_IF_ERROR(TranslateClaim(/*priority=*/0, /*user=*/"", "", peer, out));
+  return out;
 }
 
 absl::Status CheckBatchSize(const std::string& field, int size) {

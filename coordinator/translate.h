@@ -26,6 +26,10 @@ absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
                                           const v1::GenerateRequest& request,
                                           const std::string& prefix);
 
+// The same for a Chat, and who asks.
+absl::StatusOr<Request> TranslateChat(const ServingModel& model, const v1::ChatRequest& request,
+                                      const std::string& peer);
+
 // One request for each of the `n` completions, equal but for their seeds; all but the sink and the
 // deadline. `peer` is the client's address, as gRPC tells it.
 absl::StatusOr<std::vector<Request>> TranslateCompletions(const ServingModel& model,

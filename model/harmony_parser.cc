@@ -159,6 +159,10 @@ void HarmonyParser::AppendContent(int id, std::vector<HarmonyEvent>& events) {
   AddText(bytes, events);
 }
 
+void HarmonyParser::AppendBytes(std::string_view bytes, std::vector<HarmonyEvent>& events) {
+  if (state_ == State::kContent) AddText(bytes, events);
+}
+
 void HarmonyParser::AddText(std::string_view bytes, std::vector<HarmonyEvent>& events) {
   pending_ += bytes;
   std::string text;

@@ -50,6 +50,9 @@ class HarmonyParser {
                 std::optional<HarmonyRole> next_role);
 
   void Append(int id, std::vector<HarmonyEvent>& events);
+  // A part of a token, as text: the rest of it was cut off by a stop string. Only within content;
+  // what is cut from a header says nothing.
+  void AppendBytes(std::string_view bytes, std::vector<HarmonyEvent>& events);
   // The input ends here, maybe within a message, which alone does not make it malformed. Nothing
   // may be appended after it.
   void Finish(std::vector<HarmonyEvent>& events);

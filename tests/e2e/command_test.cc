@@ -199,6 +199,101 @@ TEST_F(CommandTest, ClassifyTokensJsonCoversTheText) {
   }
 }
 
+// Random weights say nothing of sense, but they say it in the contract's form.
+TEST_F(CommandTest, ChatAnswersWithWhateverTheModelSays) {
+  const std::vector<std::string> args = {"chat", "--message", "Hi", "--max-tokens",
+                                         "12",   "--seed",    "3",  "--json"};
+  const CommandResult result = Call(args);
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json json = LastLine(result.out);
+  EXPECT_GT(json["usage"]["prompt_tokens"], 20);
+  EXPECT_LE(json["usage"]["completion_tokens"], 12);
+  EXPECT_TRUE(json["malformed"].is_boolean());
+  EXPECT_EQ(LastLine(Call(args).out)["text"], json["text"]);
+}
+
+TEST_F(CommandTest, ClassifyPairsTopLabelsAndAggregation) {
+  const CommandResult pair = Call({"classify", "--head", "mood", "--text", "a fine day", "--pair",
+                                   "or not", "--top-k", "2", "--json"});
+  ASSERT_EQ(pair.exit_code, 0) << pair.err;
+  const Json labels = LastLine(pair.out)["labels"];
+  ASSERT_EQ(labels.size(), 2);
+  EXPECT_GE(labels[0]["score"], labels[1]["score"]);
+  const std::string longer(2000, 'x');
+  ExpectError(Call({"classify", "--head", "mood", "--text", longer}), 1, "inputs[0]");
+  EXPECT_EQ(Call({"classify", "--head", "mood", "--text", longer, "--truncate"}).exit_code, 0);
+  const CommandResult none = Call({"classify", "--head", "ner", "--text", "Anna in New York",
+                                   "--aggregation", "none", "--json"});
+  ASSERT_EQ(none.exit_code, 0) << none.err;
+  const Json json = LastLine(none.out);
+  size_t inside = 0;
+  for (const Json& token : json["tokens"]) inside += token["label"] != "O" ? 1 : 0;
+  EXPECT_EQ(json["spans"].size(), inside);
+}
+
+// tests/e2e/label_goldens.py made the sums from Transformers' logits.
+TEST_F(CommandTest, LabelsScoreAsInTransformers) {
+  std::ifstream file("tests/e2e/label_goldens.json");
+  const Json cases = Json::parse(file);
+  ASSERT_GE(cases.size(), 5u);
+  for (const Json& golden : cases) {
+    std::string labels;
+    for (const auto& [label, sum] : golden["sums"].items()) {
+      labels += (labels.empty() ? "" : ",") + label;
+    }
+    const CommandResult result = Call({"classify", "--labels", labels, "--template", "{text}",
+                                       "--text", golden["prompt"].get<std::string>(), "--json"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const Json json = LastLine(result.out);
+    EXPECT_EQ(json["usage"]["prompt_tokens"], golden["tokens"]);
+    double total = 0;
+    for (const Json& label : json["labels"]) {
+      const double expected = golden["sums"][label["label"].get<std::string>()];
+      EXPECT_NEAR(label["logprob_sum"], expected, 1e-4) << label["label"];
+      EXPECT_NEAR(label["logprob_mean"].get<double>() * label["tokens"].get<double>(), expected,
+                  1e-4);
+      total += label["score"].get<double>();
+    }
+    EXPECT_NEAR(total, 1.0, 1e-9);
+  }
+}
+
+// Labels share the prompt's whole KV blocks: what each computes itself is a part of a block and the
+// label.
+TEST_F(CommandTest, APromptIsComputedOnceForAllItsLabels) {
+  const auto computed = [] {
+    const Json status = LastLine(Call({"status", "--json"}).out);
+    return status["counters"]["tokens_computed"].get<int64_t>();
+  };
+  std::string text = "counted once:";
+  for (int i = 0; i < 30; ++i) text += " " + std::to_string(i);
+  const int64_t before = computed();
+  const CommandResult result = Call({"classify", "--labels", "a,b,c,d,e,f,g,h", "--template",
+                                     "{text}", "--text", text, "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const int64_t cost = computed() - before;
+  const Json usage = LastLine(result.out)["usage"];
+  const int64_t prompt = usage["prompt_tokens"];
+  constexpr int64_t kLabels = 8;
+  constexpr int64_t kBlock = 16;
+  ASSERT_GT(prompt, 4 * kBlock);
+  EXPECT_GE(cost, prompt);
+  EXPECT_LE(cost, prompt + kLabels * kBlock + usage["completion_tokens"].get<int64_t>());
+}
+
+TEST_F(CommandTest, CalibratedLabelsAreScoredAgainstNoText) {
+  const auto ask = [](std::vector<std::string> more) {
+    std::vector<std::string> args = {"classify", "--labels", "spam,ham", "--text", "N/A", "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    return LastLine(Call(args).out)["labels"];
+  };
+  // The text that says nothing, calibrated by itself, prefers no label.
+  const Json calibrated = ask({"--calibrate"});
+  EXPECT_NEAR(calibrated[0]["score"], 0.5, 1e-6);
+  EXPECT_EQ(calibrated[0]["logprob_sum"], calibrated[0]["null_logprob_sum"]);
+  EXPECT_NE(ask({})[0]["score"], calibrated[0]["score"]);
+}
+
 TEST_F(CommandTest, StatusJsonShowsRanksExpertsAndCounters) {
   const CommandResult result = Call({"status", "--json"});
   ASSERT_EQ(result.exit_code, 0) << result.err;

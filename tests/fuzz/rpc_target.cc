@@ -181,6 +181,18 @@ constexpr char kGenerate[] = "/conclave.v1.GenerationService/Generate";
 void Generate(uint8_t, std::string_view body) {
   CheckStream(Call(kGenerate, {body}, kPatience), false);
 }
+// One `finish`, on the last response.
+void Chat(uint8_t, std::string_view body) {
+  const Reply reply = Call("/conclave.v1.GenerationService/Chat", {body}, kPatience);
+  CheckCode(reply.status, IsPublicCode(reply.status.error_code()));
+  for (size_t i = 0; i < reply.messages.size(); ++i) {
+    v1::ChatResponse response;
+    CONCLAVE_CHECK(response.ParseFromString(reply.messages[i]));
+    const bool last = i + 1 == reply.messages.size();
+    CONCLAVE_CHECK(response.has_finish() == (last && reply.status.ok()));
+  }
+  if (reply.status.ok()) CONCLAVE_CHECK(!reply.messages.empty());
+}
 void GenerateBatch(uint8_t, std::string_view body) {
   Unary<v1::GenerateBatchResponse>("/conclave.v1.GenerationService/GenerateBatch", body);
 }
@@ -189,6 +201,9 @@ void ClassifySequence(uint8_t, std::string_view body) {
 }
 void ClassifyTokens(uint8_t, std::string_view body) {
   Unary<v1::ClassifyTokensResponse>("/conclave.v1.ClassificationService/ClassifyTokens", body);
+}
+void ScoreLabels(uint8_t, std::string_view body) {
+  Unary<v1::ScoreLabelsResponse>("/conclave.v1.ClassificationService/ScoreLabels", body);
 }
 void GetModel(uint8_t, std::string_view body) {
   Unary<v1::GetModelResponse>("/conclave.v1.ModelService/GetModel", body);
@@ -263,6 +278,8 @@ constexpr void (*kMethods[])(uint8_t options, std::string_view body) = {
     Join,
     MemberSays,
     Rebalance,
+    Chat,
+    ScoreLabels,
 };
 
 }  // namespace
