@@ -1,12 +1,29 @@
 #include "coordinator/generate_call.h"
 
+#include <iterator>
 #include <utility>
+#include <vector>
 
 #include "base/grpc_status.h"
 #include "coordinator/raw_request.h"
 #include "proto/conclave/v1/generation.pb.h"
 
 namespace conclave::coordinator {
+namespace {
+
+// Log-probabilities of the prompt in one response, with 20 others each: a message stays well under
+// the 4 MB that gRPC's clients take by default, however many wait for a slow reader.
+constexpr size_t kMaxPromptEntries = 4096;
+
+std::vector<PromptLogprob> TakePrompt(std::vector<PromptLogprob>& pending) {
+  if (pending.size() <= kMaxPromptEntries) return std::exchange(pending, {});
+  const auto end = pending.begin() + kMaxPromptEntries;
+  std::vector<PromptLogprob> taken(std::move_iterator(pending.begin()), std::move_iterator(end));
+  pending.erase(pending.begin(), end);
+  return taken;
+}
+
+}  // namespace
 
 // Of one completion.
 class GenerateCall::Sink final : public RequestSink {
@@ -105,7 +122,8 @@ GenerateCall::Work GenerateCall::TakeWork() {
     if (completion.pending_prompt.empty() && completion.pending.empty() && !ends) continue;
     next_writer_ = index + 1;
     work.completion = static_cast<int>(index);
-    work.prompt = std::exchange(completion.pending_prompt, {});
+    work.prompt = TakePrompt(completion.pending_prompt);
+    if (!completion.pending_prompt.empty()) return work;
     work.tokens = std::exchange(completion.pending, {});
     work.last = completion.last_written = ends;
     return work;

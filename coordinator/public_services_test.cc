@@ -236,6 +236,33 @@ TEST_F(PublicServicesTest, ThePromptAndItsLogprobsComeBeforeWhatIsGenerated) {
   EXPECT_TRUE(reader->Finish().ok());
 }
 
+TEST_F(PublicServicesTest, ManyLogprobsOfAPromptComeInSeveralResponsesAndBeforeTheEnd) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::GenerateRequest wanted = Prompt({1});
+  wanted.set_prompt_logprobs(20);
+  auto reader = stub->Generate(&context, wanted);
+  const Request request = engine_.Wait(0);
+  const std::vector<std::pair<int, float>> top(20, {400, -30.5f});
+  std::vector<PromptLogprob> all;
+  for (int i = 0; i < 30000; ++i) all.push_back({i, -0.5f, top});
+  request.sink->OnPromptLogprobs(all);  // more than one message may be: 6 MB
+  request.sink->OnTokens(std::vector<TokenEvent>{{10, false, 0, {}}});
+  request.sink->OnEnd(Ended(FinishReason::kLength, 1, 1));
+  uint32_t next = 0;
+  int tokens = 0;
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+    for (const auto& logprob : response.prompt().logprobs()) EXPECT_EQ(logprob.token(), next++);
+    tokens += response.tokens_size();
+    EXPECT_TRUE(tokens == 0 || next == 30000);
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_TRUE(response.has_finish());
+  EXPECT_EQ(next, 30000u);
+  EXPECT_EQ(tokens, 1);
+}
+
 TEST_F(PublicServicesTest, AStopStringIsToldInTheFinishAndIsNotText) {
   auto stub = v1::GenerationService::NewStub(channel_);
   grpc::ClientContext context;

@@ -217,6 +217,55 @@ TEST_F(CudaOpsTest, PenaltiesOfASlotFollowItsTokensFromStepToStep) {
   EXPECT_TRUE(ops_->Finish().ok());
 }
 
+// Recorded steps find what a slot was told since they were recorded.
+TEST_F(CudaOpsTest, RecordedStepsFollowTheSlotsOptions) {
+  std::vector<float> row(512, -5);
+  for (int id = 1; id < 6; ++id) row[id] = 10.0f - static_cast<float>(id);
+  const Tensor logits = NewTensor(DType::kF32, 1, 512);
+  ops_->Write(logits, row.data());
+  const SampleOutput output = {NewTensor(DType::kI32, 1, 1), NewTensor(DType::kF32, 1, 1),
+                               NewTensor(DType::kI32, 1, kMaxLogprobs),
+                               NewTensor(DType::kF32, 1, kMaxLogprobs)};
+  const std::vector<int32_t> ids = {7}, rows = {0}, blocks = {0};
+  int replayed = 0;
+  const auto draw = [&](int slot, const SampleParams& params) {
+    const std::vector<int32_t> positions = {5}, slots = {slot};
+    const SequenceRun run = {.slot = slot,
+                             .rows = 1,
+                             .start_position = 5,
+                             .full_blocks = blocks,
+                             .sliding_blocks = blocks};
+    const StepLaunch launch =
+        ops_->BeginStep({ids, positions, {&run, 1}, rows, {&params, 1}, slots, 9});
+    replayed += launch.replayed ? 1 : 0;
+    if (!launch.replayed) {
+      ops_->Sample(logits, 0, output);
+      ops_->StoreSampled(output.tokens);
+    }
+    ops_->Submit();
+    return ReadAll<int32_t>(output.tokens)[0];
+  };
+  const SampleParams plain = {.temperature = 0};
+  const SampleParams penalized = {.temperature = 0, .counted = true, .presence_penalty = 100};
+  ops_->SetSlotSampling(2, {.counted = true});
+  std::vector<int32_t> drawn;
+  for (int step = 0; step < 5; ++step) {
+    EXPECT_EQ(draw(2, plain), 1);
+    drawn.push_back(draw(2, penalized));
+  }
+  EXPECT_EQ(drawn, (std::vector<int32_t>{1, 2, 3, 4, 5}));
+  // Another sequence in the slot, and a slot that was never used.
+  ops_->SetSlotSampling(2, {.counted = true});
+  EXPECT_EQ(draw(2, penalized), 1);
+  EXPECT_EQ(draw(2, penalized), 2);
+  const std::vector<int32_t> tokens = {5};
+  const std::vector<float> biases = {50};
+  ops_->SetSlotSampling(6, {.bias_tokens = tokens, .biases = biases});
+  EXPECT_EQ(draw(6, {.temperature = 0, .biased = true}), 5);
+  EXPECT_EQ(replayed, 2 * 3 + 3) << "of either kind the third step and on";
+  EXPECT_TRUE(ops_->Finish().ok());
+}
+
 TEST_F(CudaOpsTest, EmbedsIdsAndTokensSampledBefore) {
   RandomData random(4);
   const std::vector<uint16_t> table = random.Bf16(512 * 128, 1);
