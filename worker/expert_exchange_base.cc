@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/status_macros.h"
+#include "worker/computing_rank.h"
 
 namespace conclave::worker {
 
@@ -20,15 +21,6 @@ kernels::SlotLayout SlotLayoutOf(const model::Config& config, const kernels::Ops
 }
 
 }  // namespace
-
-int ComputingRank(std::span<const int> holders, int source) {
-  if (std::find(holders.begin(), holders.end(), source) != holders.end()) return source;
-  return holders[source % holders.size()];
-}
-
-int ReplicaFor(std::span<const int> holders, int expert) {
-  return holders[expert % holders.size()];
-}
 
 absl::StatusOr<std::shared_ptr<const ExchangeBuffers>> ExchangeBuffers::Create(
     const model::Config& config, const model::Placement& placement, const Communicator& world,

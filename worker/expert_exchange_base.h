@@ -1,8 +1,8 @@
 #ifndef CONCLAVE_WORKER_EXPERT_EXCHANGE_BASE_H_
 #define CONCLAVE_WORKER_EXPERT_EXCHANGE_BASE_H_
 
-// What both exchange modes share: who computes which expert, the slot layout, buffers; and what
-// each has of its own: statistics.
+// What both exchange modes share: the slot layout, buffers; and what each has of its own:
+// statistics.
 
 #include <cstdint>
 #include <memory>
@@ -19,13 +19,6 @@
 #include "worker/metered_communicator.h"
 
 namespace conclave::worker {
-
-// The rank that computes `source`'s copies for an expert: itself when it holds it, else one of the
-// holders, so that the sources share out the replicas.
-int ComputingRank(std::span<const int> holders, int source);
-
-// The rank that computes an expert for all where every rank has the same rows.
-int ReplicaFor(std::span<const int> holders, int expert);
 
 // Device memory of a rank's exchanges, for the largest step.
 struct ExchangeBuffers {

@@ -27,6 +27,7 @@
 #include "base/status_macros.h"
 #include "worker/communicator.h"
 #include "worker/gloo_mesh.h"
+#include "worker/listen_address.h"
 #include "worker/ordered_sum.h"
 
 namespace conclave::worker {
@@ -47,13 +48,6 @@ struct Block {
 
 int64_t ChunkBytes(const Block& block, int64_t chunk) {
   return std::clamp<int64_t>(block.bytes - chunk * kChunkBytes, 0, kChunkBytes);
-}
-
-// Without the source position that gloo puts before its messages.
-std::string Reason(const std::exception& error) {
-  const std::string text = error.what();
-  const size_t end = text.starts_with('[') ? text.find("] ") : std::string::npos;
-  return end == std::string::npos ? text : text.substr(end + 2);
 }
 
 class GlooCommunicator final : public Communicator {
@@ -148,7 +142,7 @@ class GlooCommunicator final : public Communicator {
       try {
         Transfer(static_cast<const std::byte*>(send), static_cast<std::byte*>(recv));
       } catch (const std::exception& error) {
-        Fail(Reason(error));
+        Fail(GlooReason(error));
       }
     }
     return failed_.load() ? Failure() : absl::OkStatus();
@@ -306,11 +300,13 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const std::string& gro
     auto mesh = std::make_unique<GlooMesh>(rank, size, device, options.timeout / 2);
     ConnectGuard guard(*mesh, deadline, options.cancelled);
     absl::Status connected = mesh->Connect("gloo/" + group, rendezvous, deadline);
-    if (guard.Stop()) return unavailable("cancelled or out of time");
+    if (guard.Stop()) {
+      return unavailable("cancelled or out of time; " + std::string(connected.message()));
+    }
     if (!connected.ok()) return unavailable(std::string(connected.message()));
     return std::make_unique<GlooCommunicator>(group, std::move(mesh), options.timeout);
   } catch (const std::exception& error) {
-    return unavailable(Reason(error));
+    return unavailable(GlooReason(error));
   }
 }
 

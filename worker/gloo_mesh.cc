@@ -1,13 +1,10 @@
 #include "worker/gloo_mesh.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gloo/transport/context.h>
 #include <gloo/transport/pair.h>
 #include <gloo/transport/tcp/address.h>
-#include <ifaddrs.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -21,66 +18,10 @@
 
 #include "base/clock.h"
 #include "base/status_macros.h"
+#include "worker/listen_address.h"
 
 namespace conclave::worker {
 namespace {
-
-struct LocalAddress {
-  std::string interface;
-  std::string number;
-};
-
-// "" for a family that is not IP and for link-local IPv6, which needs a scope.
-std::string NumberOf(const sockaddr* address) {
-  char text[INET6_ADDRSTRLEN] = {};
-  if (address->sa_family == AF_INET) {
-    const auto* v4 = reinterpret_cast<const sockaddr_in*>(address);
-    inet_ntop(AF_INET, &v4->sin_addr, text, sizeof(text));
-  } else if (address->sa_family == AF_INET6) {
-    const auto* v6 = reinterpret_cast<const sockaddr_in6*>(address);
-    if (IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr)) return "";
-    inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof(text));
-  }
-  return text;
-}
-
-// IPv4 before IPv6, otherwise in the system's order.
-std::vector<LocalAddress> LocalAddresses() {
-  std::vector<LocalAddress> v4;
-  std::vector<LocalAddress> v6;
-  ifaddrs* list = nullptr;
-  if (getifaddrs(&list) != 0) return v4;
-  for (const ifaddrs* entry = list; entry != nullptr; entry = entry->ifa_next) {
-    if (entry->ifa_addr == nullptr) continue;
-    std::string number = NumberOf(entry->ifa_addr);
-    if (number.empty()) continue;
-    (entry->ifa_addr->sa_family == AF_INET ? v4 : v6).push_back({entry->ifa_name, number});
-  }
-  freeifaddrs(list);
-  v4.insert(v4.end(), v6.begin(), v6.end());
-  return v4;
-}
-
-std::string Describe(const std::vector<LocalAddress>& addresses) {
-  std::string text;
-  for (const LocalAddress& address : addresses) {
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", address.interface, address.number);
-  }
-  return text;
-}
-
-std::vector<std::string> Lookup(const std::string& hostname) {
-  addrinfo hints = {};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  std::vector<std::string> numbers;
-  if (getaddrinfo(hostname.c_str(), nullptr, &hints, &found) != 0) return numbers;
-  for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
-    numbers.push_back(NumberOf(entry->ai_addr));
-  }
-  freeaddrinfo(found);
-  return numbers;
-}
 
 struct Connection {
   int descriptor = -1;
@@ -94,7 +35,7 @@ std::string Key(const sockaddr_storage& address) {
   const in_port_t port = address.ss_family == AF_INET6
                              ? reinterpret_cast<const sockaddr_in6&>(address).sin6_port
                              : reinterpret_cast<const sockaddr_in&>(address).sin_port;
-  return fmt::format("[{}]:{}", NumberOf(any), ntohs(port));
+  return fmt::format("[{}]:{}", NumericAddress(any), ntohs(port));
 }
 
 std::string Key(const std::vector<char>& gloo_address) {
@@ -126,25 +67,10 @@ std::chrono::milliseconds Milliseconds(absl::Duration duration) {
 
 }  // namespace
 
-absl::StatusOr<std::string> ResolveListenAddress(const std::string& interface,
-                                                 const std::string& hostname) {
-  std::vector<LocalAddress> all = LocalAddresses();
-  std::vector<LocalAddress> usable;
-  for (const LocalAddress& address : all) {
-    if (interface.empty() || address.interface == interface) usable.push_back(address);
-  }
-  if (usable.empty()) {
-    return absl::InvalidArgumentError(fmt::format(
-        "interface '{}' has no address; this machine has {}", interface, Describe(all)));
-  }
-  if (hostname.empty()) return usable.front().number;
-  for (const std::string& number : Lookup(hostname)) {
-    for (const LocalAddress& address : usable) {
-      if (address.number == number) return number;
-    }
-  }
-  return absl::InvalidArgumentError(
-      fmt::format("address '{}' is none of this machine's ({})", hostname, Describe(usable)));
+std::string GlooReason(const std::exception& error) {
+  const std::string text = error.what();
+  const size_t end = text.starts_with('[') ? text.find("] ") : std::string::npos;
+  return end == std::string::npos ? text : text.substr(end + 2);
 }
 
 GlooMesh::GlooMesh(int my_rank, int num_ranks, std::shared_ptr<gloo::transport::Device> device,
@@ -197,7 +123,12 @@ absl::Status GlooMesh::ConnectPairs(const std::string& prefix, Rendezvous& rende
     const int index = rank < peer ? rank : rank - 1;
     const auto begin = theirs.begin() + index * address_bytes;
     peer_addresses_[peer].assign(begin, begin + address_bytes);
-    getPair(peer)->connect(peer_addresses_[peer]);
+    try {
+      getPair(peer)->connect(peer_addresses_[peer]);
+    } catch (const std::exception& error) {
+      return absl::UnavailableError(
+          fmt::format("rank {} at {}: {}", peer, Key(peer_addresses_[peer]), GlooReason(error)));
+    }
   }
   return absl::OkStatus();
 }

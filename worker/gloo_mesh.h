@@ -2,28 +2,25 @@
 #define CONCLAVE_WORKER_GLOO_MESH_H_
 
 // A gloo context whose ranks are all connected to each other, with addresses exchanged through a
-// Rendezvous. Gloo's exceptions leave these functions: the caller is gloo_communicator.cc, which
-// stops them.
+// Rendezvous. Gloo's exceptions leave these functions unless they say otherwise: the caller is
+// gloo_communicator.cc, which stops them.
 
 #include <gloo/context.h>
 #include <gloo/transport/device.h>
 
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "worker/communicator.h"
 
 namespace conclave::worker {
 
-// The numeric address to listen on: the first usable one of `interface`, or `hostname` (a name or a
-// number), which must belong to this machine and, when both are given, to the interface.
-// INVALID_ARGUMENT says what the machine has instead.
-absl::StatusOr<std::string> ResolveListenAddress(const std::string& interface,
-                                                 const std::string& hostname);
+// What gloo says, without the source position that it puts before its messages.
+std::string GlooReason(const std::exception& error);
 
 // Pairs are in gloo's synchronous mode: the thread that communicates reads and writes the sockets
 // itself and sleeps in the kernel, with no hand-over to gloo's loop thread and no handshake before
@@ -36,7 +33,8 @@ class GlooMesh final : public gloo::Context {
   ~GlooMesh() override;
 
   // Publishes this rank's addresses as `prefix`/rank, waits for the others' and connects.
-  // CloseConnections, from another thread, cuts it short.
+  // CloseConnections, from another thread, cuts it short. A peer that cannot be connected to is
+  // UNAVAILABLE, with its rank and address.
   absl::Status Connect(const std::string& prefix, Rendezvous& rendezvous, absl::Time deadline);
 
   // Any thread, after Connect. Every read and write, running or to come, fails, here and at the

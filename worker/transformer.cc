@@ -12,7 +12,7 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "model/bfloat16.h"
-#include "worker/expert_exchange_base.h"
+#include "worker/computing_rank.h"
 #include "worker/kv_cache.h"
 #include "worker/metered_communicator.h"
 #include "worker/transformer_buffers.h"

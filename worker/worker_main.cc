@@ -27,6 +27,7 @@
 #include "worker/agent.h"
 #include "worker/backend.h"
 #include "worker/health_listener.h"
+#include "worker/listen_address.h"
 #include "worker/model_runtime.h"
 #include "worker/probe.h"
 
@@ -189,6 +190,10 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const Flags& flags) {
 }
 
 int Serve(const Flags& flags) {
+  // Peers would find out later, each in its own words.
+  const absl::StatusOr<std::string> address =
+      ResolveListenAddress(flags.interface, flags.advertise_address);
+  if (!address.ok()) return Fail(std::string(address.status().message()), kExitError);
   SignalWaiter signals;
   const absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(flags);
   if (!backend.ok()) return Fail(std::string(backend.status().message()), kExitError);

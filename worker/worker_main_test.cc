@@ -75,6 +75,10 @@ TEST(WorkerCommand, AnErrorIsOneLineAndUsageIsExitCodeTwo) {
       {joined + "--device tpu", 2, "cpu"},
       {joined + "--log-level loud", 2, "loud"},
       {joined + "--device cuda", 1, "use --device cpu"},
+      {"--coordinator 127.0.0.1:1 --advertise-address 127.0.0.1 --interface nosuch0", 1,
+       "interface 'nosuch0' has no address; this machine has lo 127.0.0.1"},
+      {"--coordinator 127.0.0.1:1 --advertise-address 203.0.113.9 --interface lo", 1,
+       "address '203.0.113.9' is none of this machine's (lo 127.0.0.1"},
       {joined + "--health-listen nonsense", 1, "nonsense"},
       {joined + "--no-rejoin --log-level off", 1, "127.0.0.1:1"},
   };

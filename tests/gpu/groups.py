@@ -241,14 +241,9 @@ def check_shape(results, group, name, want, want_mixed):
 
 def seconds_until_failed(group, harm):
     """Streams run, `harm` is done; how long until all have ended with UNAVAILABLE; -1: not so."""
-    command = [group.conclave, "generate", "--server", group.address, "--tokens", "1,2,3"]
-    command += ["--max-tokens", "100", "--ignore-eos"]
-    streams = [
-        subprocess.Popen(
-            command, env=group.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
+    arguments = ["generate", "--tokens", "1,2,3", "--max-tokens", "100", "--ignore-eos"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    streams = [group.popen(*arguments, **pipes) for _ in range(4)]
     for stream in streams:
         stream.stdout.read(1)  # the first text is there
     start = time.monotonic()

@@ -52,6 +52,11 @@ class Server:
             self.process.kill()
             self.process.wait()
 
+    def popen(self, *arguments, **options):
+        """`conclave ARGUMENTS` as a process of its own."""
+        command = [self.conclave, *arguments, "--server", self.address]
+        return subprocess.Popen(command, env=self.environment, **options)
+
     def run(self, *arguments):
         """Exit code, last line of stdout as JSON (None without one), stderr."""
         command = [self.conclave, *arguments, "--server", self.address, "--json"]
