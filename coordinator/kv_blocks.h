@@ -96,7 +96,7 @@ class SequenceBlocks {
   BlockDelta Extend(int start, int rows);
 
   // Enters the whole blocks of `tokens` in the cache, all of which are computed by plans already
-  // made. The first `prompt` are the prompt's.
+  // made. Others are likely to go on after the first `prompt` of them.
   void Enter(std::span<const int32_t> tokens, int prompt);
 
   // Returns every block; those in the cache stay there until they are needed.

@@ -147,7 +147,10 @@ void Sequence::Introduce(internal::v1::NewSequence& introduction) {
 
 void Sequence::EnterInCache() {
   const int known = std::min(planned_, static_cast<int>(request_.tokens.size()));
-  blocks_.Enter(std::span<const int32_t>(request_.tokens).first(known), prompt_tokens_);
+  // Labels that are scored after one input share the tokens before the first that is asked for.
+  const bool labels = request_.prompt_logprobs >= 0 && request_.first_prompt_logprob > 1;
+  blocks_.Enter(std::span<const int32_t>(request_.tokens).first(known),
+                labels ? request_.first_prompt_logprob : prompt_tokens_);
 }
 
 void Sequence::PlanAnswered(bool sampled) {
