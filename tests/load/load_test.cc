@@ -41,12 +41,16 @@ namespace {
 constexpr int kClients = 4;
 // Texts of one classification call: more than the queue holds.
 constexpr int kTexts = 2000;
+// What gRPC opens for good as it takes more threads; a descriptor left by each stream is hundreds.
+constexpr int kFilesOfThreads = 8;
 
 struct Plan {
   int streams = 200;
   int works = 24;
   absl::Duration duration = absl::Seconds(6);
   absl::Duration longest_first_token = absl::Seconds(30);
+  // A quarter of the short test is hardly enough to warm up.
+  int64_t memory_growth = int64_t{32} << 20;
 };
 
 bool IsFull() { return std::getenv("CONCLAVE_FULL") != nullptr; }
@@ -56,7 +60,8 @@ Plan ThePlan() {
   return {.streams = 500,
           .works = 64,
           .duration = absl::Minutes(2),
-          .longest_first_token = absl::Seconds(60)};
+          .longest_first_token = absl::Seconds(60),
+          .memory_growth = int64_t{8} << 20};
 }
 
 std::string Scratch(const std::string& name) {
@@ -276,13 +281,14 @@ TEST(Load, StreamsFromManyClientsKeepEveryGuaranteeAndLeaveNothingBehind) {
   EXPECT_GT(counters.prefix_cache().evicted_blocks(), 0u);
   // AddressSanitizer keeps what is freed.
   if (std::getenv("CONCLAVE_SANITIZER") == nullptr) {
-    EXPECT_LE(memory.Growth(), int64_t{8} << 20);
+    EXPECT_LE(memory.Growth(), plan.memory_growth);
   }
   // The connections of the clients are gone, or about to be.
   for (pid_t pid : processes) {
     const absl::Time end = absl::Now() + Scaled(absl::Seconds(10));
-    while (OpenFiles(pid) > files[pid] && absl::Now() < end) absl::SleepFor(absl::Milliseconds(20));
-    EXPECT_LE(OpenFiles(pid), files[pid]);
+    const int most = files[pid] + kFilesOfThreads;
+    while (OpenFiles(pid) > most && absl::Now() < end) absl::SleepFor(absl::Milliseconds(20));
+    EXPECT_LE(OpenFiles(pid), most);
   }
 }
 
