@@ -54,7 +54,9 @@ TEST_F(MappedFilesTest, OfALongPathTheEndIsSaid) {
   EXPECT_EXIT(
       {
         ReportUnreadableFiles("a-program");
-        const MappedFileName name(map_, kBytes, std::string(4000, 'x') + "/shard.safetensors");
+        std::string path(4000, 'x');
+        path += "/shard.safetensors";
+        const MappedFileName name(map_, kBytes, path);
         TouchTheLostPart();
       },
       testing::ExitedWithCode(1), "x/shard\\.safetensors: the file became shorter");

@@ -5,7 +5,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -72,8 +71,16 @@ TEST(Utf8Test, FirstBadByteIsNamed) {
 }
 
 // `pattern` with a replacement character for each question mark.
-std::string Replaced(const std::string& pattern) {
-  return absl::StrReplaceAll(pattern, {{"?", kReplacementCharacter}});
+std::string Replaced(std::string_view pattern) {
+  std::string out;
+  for (const char c : pattern) {
+    if (c == '?') {
+      out.append(kReplacementCharacter);
+    } else {
+      out.push_back(c);
+    }
+  }
+  return out;
 }
 
 // The examples of the Unicode Standard, section 3.9, "U+FFFD substitution of maximal subparts".

@@ -31,9 +31,10 @@ class ChangedCheckpointTest : public testing::Test {
     std::filesystem::create_directories(dir_);
     auto config = LoadConfig(kDemoDir);
     if (config.ok()) config_ = *std::move(config);
-    config_json_ = *tools::ReadJson(std::string(kDemoDir) + "/config.json");
-    AddTensors(std::string(kDemoDir) + "/model-00000-of-00002.safetensors");
-    AddTensors(std::string(kDemoDir) + "/model-00001-of-00002.safetensors");
+    const std::filesystem::path demo(kDemoDir);
+    config_json_ = *tools::ReadJson(demo / "config.json");
+    AddTensors(demo / "model-00000-of-00002.safetensors");
+    AddTensors(demo / "model-00001-of-00002.safetensors");
   }
   ~ChangedCheckpointTest() override { std::filesystem::remove_all(dir_); }
 

@@ -1,6 +1,7 @@
 // A disk that stops giving what it gave: a shard cut short under a running service. Only the ranks
 // that need the lost pages end, each says which file it was, and the service returns with the file.
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -42,7 +43,7 @@ TEST(ShrunkFileTest, RanksThatNeedItEndWithItsNameAndTheServiceReturns) {
   EXPECT_TRUE(Alive(server.pid()));
   EXPECT_TRUE(Alive(coordinator));
   // Workers that start meanwhile find the file wrong, and say so before they touch it.
-  EXPECT_TRUE(server.WaitForLog(std::string(kShard) + ": tensor ")) << server.log();
+  EXPECT_TRUE(server.WaitForLog(fmt::format("{}: tensor ", kShard))) << server.log();
 
   folder.Write(kShard, contents);
   ASSERT_TRUE(server.WaitForCluster(

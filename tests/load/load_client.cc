@@ -25,6 +25,8 @@ constexpr int kLatestCancel = 40;  // responses
 
 // What all streams of the process share.
 struct Shared {
+  explicit Shared(const LoadOptions& load) : options(load) {}
+
   const LoadOptions& options;
   std::unique_ptr<v1::GenerationService::Stub> stub;
   absl::Time end;
@@ -150,7 +152,7 @@ absl::Duration Lane::Call::RetryDelay(const grpc::Status& status) {
 }  // namespace
 
 int RunLoad(const LoadOptions& options) {
-  Shared shared{.options = options};
+  Shared shared(options);
   shared.stub = v1::GenerationService::NewStub(
       grpc::CreateChannel(options.server, grpc::InsecureChannelCredentials()));
   shared.end = absl::Now() + options.duration;

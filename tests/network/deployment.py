@@ -157,7 +157,8 @@ def seconds_until_failed(deployment, harm, max_tokens, streams=4):
     error) of each."""
     arguments = ["generate", "--tokens", "1,2,3", "--temperature", "0", "--ignore-eos"]
     arguments += ["--max-tokens", str(max_tokens)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Bytes without a buffer: communicate() would not see what read(1) had taken into one.
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
     running = [deployment.popen(*arguments, **pipes) for _ in range(streams)]
     begun = [stream.stdout.read(1) for stream in running]  # the first text is there
     start = time.monotonic()
@@ -166,7 +167,8 @@ def seconds_until_failed(deployment, harm, max_tokens, streams=4):
     try:
         for first, stream in zip(begun, running):
             text, error = stream.communicate(timeout=60 * time_scale())
-            ended.append((stream.returncode, first + text, error))
+            whole = (first + text).decode("utf-8", "replace")
+            ended.append((stream.returncode, whole, error.decode("utf-8", "replace")))
     finally:
         for stream in running:
             stream.kill()
