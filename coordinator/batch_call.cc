@@ -150,10 +150,14 @@ void BatchCall::Fail(const absl::Status& status) {
 
 void BatchCall::FinishCall() {
   absl::Status status;
+  // Requests that were never taken have sinks, which hold this call.
+  std::vector<std::vector<Request>> left(requests_.size());
   {
     absl::MutexLock lock(&mutex_);
     status = status_;
+    left.swap(requests_);
   }
+  left.clear();
   if (status.ok()) *response_ = compose_(items_);
   Finish(base::ToGrpc(status));
 }

@@ -64,7 +64,7 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   grpc::ByteBuffer* response_;
   const size_t most_open_;
   Compose compose_;
-  std::vector<std::vector<Request>> requests_;  // of the pump
+  std::vector<std::vector<Request>> requests_;  // of the pump; empty ones once it has finished
   std::vector<BatchItem> items_;                // item i belongs to its sink until the sink's OnEnd
   std::shared_ptr<BatchCall> self_;             // until OnDone: gRPC holds a bare pointer
 
