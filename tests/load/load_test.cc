@@ -242,6 +242,10 @@ void WaitForClients(std::vector<pid_t> clients, const std::vector<pid_t>& proces
 }
 
 TEST(Load, StreamsFromManyClientsKeepEveryGuaranteeAndLeaveNothingBehind) {
+  if (std::getenv("CONCLAVE_SANITIZER") != nullptr) {
+    GTEST_SKIP()
+        << "load is for the optimized build: its bounds were never measured under sanitizers";
+  }
   const Plan plan = ThePlan();
   const Truths truths = ComputeTruths(plan.works);
   {
