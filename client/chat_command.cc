@@ -15,6 +15,7 @@
 #include "base/utf8.h"
 #include "client/chat_output.h"
 #include "client/chat_tools.h"
+#include "client/claim_flags.h"
 #include "client/client.h"
 #include "client/exit_code.h"
 #include "client/interrupt.h"
@@ -40,6 +41,7 @@ struct Flags {
   bool hide_reasoning = false;
   std::optional<uint32_t> max_tokens;
   SamplingFlags sampling;
+  ClaimFlags claim;
   bool json = false;
 };
 
@@ -79,6 +81,7 @@ absl::StatusOr<v1::ChatRequest> MakeRequest(const Flags& flags) {
   if (!flags.tools.empty()) {
     if (auto status = AddToolsFrom(flags.tools, conversation); !status.ok()) return status;
   }
+  SetClaim(flags.claim, request);
   request.mutable_stop()->set_max_tokens(flags.max_tokens.value_or(kDefaultMaxTokens));
   if (auto status = SetSampling(flags.sampling, request.mutable_sampling()); !status.ok()) {
     return status;
@@ -262,6 +265,7 @@ void AddChatCommand(base::FlagSet& app, std::function<int()>* run) {
               "Tokens of a reply at most, reasoning included "
               "[1024]");
   AddSamplingFlags(command, &flags->sampling);
+  AddClaimFlags(command, &flags->claim);
   command.AddSwitch("--show-reasoning", &flags->show_reasoning,
                     "Print the model's reasoning where output is not a terminal too");
   command.AddSwitch("--hide-reasoning", &flags->hide_reasoning, "Never print it");

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/status_macros.h"
+#include "client/claim_flags.h"
 #include "client/client.h"
 #include "client/exit_code.h"
 #include "client/format.h"
@@ -39,6 +40,7 @@ struct Flags {
   std::string template_text;
   bool calibrate = false;
   bool by_mean = false;
+  ClaimFlags claim;
   bool json = false;
 };
 
@@ -121,6 +123,7 @@ absl::Status WrongCount(int results) {
 
 absl::Status ClassifySequence(Client& client, const Flags& flags, v1::Prompt prompt) {
   v1::ClassifySequenceRequest request;
+  SetClaim(flags.claim, request);
   request.set_head(flags.head);
   *request.add_inputs() = std::move(prompt);
   if (flags.pair.has_value()) request.add_pairs()->set_text(*flags.pair);
@@ -145,6 +148,7 @@ absl::Status ClassifySequence(Client& client, const Flags& flags, v1::Prompt pro
 
 absl::Status ClassifyTokens(Client& client, const Flags& flags, v1::Prompt prompt) {
   v1::ClassifyTokensRequest request;
+  SetClaim(flags.claim, request);
   request.set_head(flags.head);
   *request.add_inputs() = std::move(prompt);
   request.set_truncate(flags.truncate);
@@ -191,6 +195,7 @@ absl::Status ScoreLabels(Client& client, const Flags& flags, const v1::Prompt& p
                                   flags.calibrate};
   ASSIGN_OR_RETURN(const auto model, client.GetModel(flags.server.call_options()));
   v1::ScoreLabelsRequest request = AskForLabel(question, model.can_chat());
+  SetClaim(flags.claim, request);
   request.set_score_by(flags.by_mean ? v1::SCORE_BY_MEAN : v1::SCORE_BY_SUM);
   ASSIGN_OR_RETURN(auto response, client.ScoreLabels(request, flags.server.call_options()));
   if (response.results_size() != 1) return WrongCount(response.results_size());
@@ -290,6 +295,7 @@ void AddClassifyCommand(base::FlagSet& app, std::function<int()>* run) {
                     "Take from each label what the model gives it without the text");
   command.AddSwitch("--mean", &flags->by_mean,
                     "Compare the mean log-probability of a label's tokens, not the sum");
+  AddClaimFlags(command, &flags->claim);
   command.AddSwitch("--json", &flags->json, "Print one JSON object instead of a table");
   command.SetFooter(
       "Example:\n"

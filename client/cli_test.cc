@@ -377,7 +377,8 @@ TEST_F(CliTest, ChatSaysOneMessageAndPrintsTheAnswer) {
   AnswerChats(server_.answers, false);
   const CommandResult result =
       Run({"chat", "--message", "2+2?", "--system", "Be brief.", "--effort", "low", "--seed", "7",
-           "--temperature", "0", "--max-tokens", "50", "--no-tool-calls"});
+           "--temperature", "0", "--max-tokens", "50", "--no-tool-calls", "--priority", "-5",
+           "--user", "ann"});
   EXPECT_EQ(result.code, kExitOk) << result.err;
   EXPECT_EQ(result.out, "Four é.\n");  // a pipe gets the answer alone, and no colors
   const v1::ChatRequest& sent = server_.requests.chat;
@@ -387,6 +388,8 @@ TEST_F(CliTest, ChatSaysOneMessageAndPrintsTheAnswer) {
   EXPECT_EQ(sent.conversation().reasoning_effort(), v1::REASONING_EFFORT_LOW);
   EXPECT_EQ(sent.conversation().tool_choice(), v1::TOOL_CHOICE_NONE);
   EXPECT_EQ(sent.stop().max_tokens(), 50u);
+  EXPECT_EQ(sent.priority(), -5);
+  EXPECT_EQ(sent.user(), "ann");
   EXPECT_EQ(sent.sampling().seed(), 7u);
   EXPECT_EQ(sent.sampling().temperature(), 0.0F);
   EXPECT_EQ(Run({"chat", "--message", "2+2?", "--show-reasoning"}).out, "Hm.\nFour é.\n");
@@ -408,12 +411,14 @@ TEST_F(CliTest, ClassifyByLabelsAsksTheLanguageModel) {
   v1::LabelScoring* result = server_.answers.labels.add_results();
   result->add_labels()->set_score(0.75);
   result->add_labels()->set_score(0.25);
-  const CommandResult json =
-      Run({"classify", "--labels", "spam, ham", "--text", "hi", "--calibrate", "--json"});
+  const CommandResult json = Run({"classify", "--labels", "spam, ham", "--text", "hi",
+                                  "--calibrate", "--json", "--priority", "2", "--user", "bob"});
   EXPECT_EQ(json.code, kExitOk) << json.err;
   EXPECT_EQ(Json::parse(json.out)["labels"][0]["label"], "spam");
   EXPECT_EQ(Json::parse(json.out)["labels"][1]["score"], 0.25);
   EXPECT_THAT(server_.requests.labels.labels(), ElementsAre(" spam", " ham"));
+  EXPECT_EQ(server_.requests.labels.priority(), 2);
+  EXPECT_EQ(server_.requests.labels.user(), "bob");
   EXPECT_THAT(server_.requests.labels.inputs(0).text(), HasSubstr("Text: hi\nLabel:"));
   EXPECT_THAT(server_.requests.labels.null_prompt().text(), HasSubstr("Text: N/A\nLabel:"));
   server_.answers.model.set_can_chat(true);
@@ -430,14 +435,18 @@ TEST_F(CliTest, ClassifySendsItsOptions) {
   server_.answers.sequence.add_results();
   server_.answers.tokens.add_results();
   Run({"classify", "--head", "mood", "--text", "a", "--pair", "b", "--top-k", "2", "--function",
-       "sigmoid", "--truncate"});
+       "sigmoid", "--truncate", "--priority", "3", "--user", "cy"});
   EXPECT_EQ(server_.requests.sequence.pairs(0).text(), "b");
   EXPECT_EQ(server_.requests.sequence.top_k(), 2u);
   EXPECT_EQ(server_.requests.sequence.function_to_apply(), v1::SCORE_FUNCTION_SIGMOID);
   EXPECT_TRUE(server_.requests.sequence.truncate());
-  Run({"classify", "--head", "names", "--text", "a", "--aggregation", "max", "--scheme", "bioes"});
+  EXPECT_EQ(server_.requests.sequence.priority(), 3);
+  EXPECT_EQ(server_.requests.sequence.user(), "cy");
+  Run({"classify", "--head", "names", "--text", "a", "--aggregation", "max", "--scheme", "bioes",
+       "--priority", "4"});
   EXPECT_EQ(server_.requests.tokens.aggregation(), v1::AGGREGATION_MAX);
   EXPECT_EQ(server_.requests.tokens.scheme(), v1::LABEL_SCHEME_BIOES);
+  EXPECT_EQ(server_.requests.tokens.priority(), 4);
   ExpectError(Run({"classify", "--head", "mood", "--text", "a", "--function", "tanh"}), kExitUsage,
               "--function is one of softmax, sigmoid, none");
 }

@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/status_macros.h"
+#include "client/claim_flags.h"
 #include "client/client.h"
 #include "client/exit_code.h"
 #include "client/format.h"
@@ -34,8 +35,7 @@ struct Flags {
   StopFlags stop;
   std::optional<uint32_t> logprobs;
   int completions = 1;
-  int priority = 0;
-  std::string user;
+  ClaimFlags claim;
   std::optional<uint32_t> prompt_logprobs;
   bool echo = false;
   bool json = false;
@@ -48,8 +48,7 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const Flags& flags) {
   RETURN_IF_ERROR(SetStop(flags.stop, request.mutable_stop()));
   if (flags.logprobs.has_value()) request.set_logprobs(*flags.logprobs);
   request.set_n(static_cast<uint32_t>(flags.completions));
-  request.set_priority(flags.priority);
-  request.set_user(flags.user);
+  SetClaim(flags.claim, request);
   if (flags.prompt_logprobs.has_value()) request.set_prompt_logprobs(*flags.prompt_logprobs);
   request.set_echo(flags.echo);
   return request;
@@ -245,9 +244,7 @@ void AddGenerateCommand(base::FlagSet& app, std::function<int()>* run) {
       .Type("N")
       .Range(1, 1 << 16)
       .ShowDefault();
-  command.Add("--priority", &flags->priority, "The higher is served first [0]");
-  command.Add("--user", &flags->user, "Whose share of the service this takes [this host's]")
-      .Type("NAME");
+  AddClaimFlags(command, &flags->claim);
   command.Add("--prompt-logprobs", &flags->prompt_logprobs,
               "The same for the tokens of the prompt but the first");
   command.AddSwitch("--echo", &flags->echo, "Print the prompt too, before the text");

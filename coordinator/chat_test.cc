@@ -196,6 +196,23 @@ TEST(ConversationTest, ACheckpointWithoutHarmonyTokensSaysSo) {
   EXPECT_THAT(std::string(longer.status().message()), HasSubstr("with a context of 256"));
 }
 
+TEST(ConversationTest, AChatClaimsItsShareAsAGenerateDoes) {
+  v1::ChatRequest request;
+  *request.mutable_conversation() =
+      Parse<v1::Conversation>(R"pb(messages { role: USER content: "?" })pb");
+  request.mutable_stop()->set_max_tokens(8);
+  EXPECT_EQ(TranslateChat(Model(), request, "ipv4:10.0.0.1:77")->user, "peer ipv4:10.0.0.1");
+  request.set_priority(5);
+  request.set_user("alice");
+  const auto chat = TranslateChat(Model(), request, "ipv4:10.0.0.1:77");
+  ASSERT_TRUE(chat.ok()) << chat.status();
+  EXPECT_EQ(chat->priority, 5);
+  EXPECT_EQ(chat->user, "user alice");
+  request.set_priority(-101);
+  EXPECT_THAT(std::string(TranslateChat(Model(), request, "").status().message()),
+              HasSubstr("priority is -101"));
+}
+
 // --- Replies ---
 
 struct Reply {

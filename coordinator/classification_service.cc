@@ -98,11 +98,11 @@ std::vector<std::vector<Request>> MakeRequests(const ServingModel& model, const 
   return requests;
 }
 
-absl::StatusOr<LabelQuestions> ParseLabels(const ServingModel& model,
-                                           const grpc::ByteBuffer& bytes) {
+absl::StatusOr<LabelQuestions> ParseLabels(const ServingModel& model, const grpc::ByteBuffer& bytes,
+                                           const std::string& peer) {
   v1::ScoreLabelsRequest request;
   RETURN_IF_ERROR(ParseRequest(bytes, &request));
-  return TranslateScoreLabels(model, request);
+  return TranslateScoreLabels(model, request, peer);
 }
 
 }  // namespace
@@ -162,23 +162,15 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ScoreLabels(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
     grpc::ByteBuffer* response) {
   auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
-  auto parsed = ParseLabels(model_, *bytes);
+  auto parsed = ParseLabels(model_, *bytes, context->peer());
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
     return call.get();
   }
   auto questions = std::make_shared<const LabelQuestions>(*std::move(parsed));
-  Request claim;
-  if (const absl::Status status = TranslateClaim(0, "", "", context->peer(), claim); !status.ok()) {
-    call->Refuse(status);
-    return call.get();
-  }
   std::vector<std::vector<Request>> requests = LabelRequests(*questions);
   for (std::vector<Request>& forks : requests) {
-    for (Request& request : forks) {
-      request.user = claim.user;
-      request.deadline = absl::FromChrono(context->deadline());
-    }
+    for (Request& request : forks) request.deadline = absl::FromChrono(context->deadline());
   }
   call->Start(std::move(requests), [questions](std::span<const BatchItem> items) {
     std::vector<std::vector<float>> logprobs;

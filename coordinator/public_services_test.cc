@@ -340,6 +340,8 @@ TEST_F(PublicServicesTest, LabelsAreScoredAfterTheInputAndAfterTheNullPrompt) {
   request.add_labels("B");
   request.add_labels("CC");
   request.mutable_null_prompt()->set_text("N");
+  request.set_priority(-3);
+  request.set_user("labels");
   v1::ScoreLabelsResponse reply;
   grpc::Status status;
   std::thread call([&] {
@@ -355,6 +357,8 @@ TEST_F(PublicServicesTest, LabelsAreScoredAfterTheInputAndAfterTheNullPrompt) {
     EXPECT_EQ(text, forks[i].first);
     EXPECT_EQ(fork.prompt_logprobs, 0);
     EXPECT_EQ(fork.max_tokens, 0);
+    EXPECT_EQ(fork.priority, -3);
+    EXPECT_EQ(fork.user, "user labels");
     for (const float logprob : forks[i].second) {
       fork.sink->OnPromptLogprobs(std::vector<PromptLogprob>{{0, logprob, {}}});
     }
@@ -378,6 +382,11 @@ TEST_F(PublicServicesTest, LabelsAreScoredAfterTheInputAndAfterTheNullPrompt) {
   status = stub->ScoreLabels(&context, request, &reply);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(), HasSubstr("labels[2]"));
+  request.set_priority(101);
+  grpc::ClientContext higher;
+  status = stub->ScoreLabels(&higher, request, &reply);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("priority is 101"));
 }
 
 TEST_F(PublicServicesTest, AChatStreamsEventsAndFinishesOnce) {

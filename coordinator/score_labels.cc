@@ -125,7 +125,8 @@ v1::LabelScoring ScoreOne(const LabelQuestions& questions,
 }  // namespace
 
 absl::StatusOr<LabelQuestions> TranslateScoreLabels(const ServingModel& model,
-                                                    const v1::ScoreLabelsRequest& request) {
+                                                    const v1::ScoreLabelsRequest& request,
+                                                    const std::string& peer) {
   if (!model.can_generate()) {
     return absl::FailedPreconditionError(
         "this checkpoint has no language-model head: it classifies by its own head");
@@ -144,6 +145,7 @@ absl::StatusOr<LabelQuestions> TranslateScoreLabels(const ServingModel& model,
   RETURN_IF_ERROR(CheckBatchSize(
       "inputs, counting labels,",
       request.inputs_size() * std::max(1, std::min(kMaxLabels, request.labels_size()))));
+  RETURN_IF_ERROR(TranslateClaim(request.priority(), request.user(), "", peer, out.claim));
   RETURN_IF_ERROR(AddLabels(model, request, out));
   size_t longest = 0;
   for (const auto& label : out.label_tokens) longest = std::max(longest, label.size());
@@ -163,7 +165,7 @@ std::vector<std::vector<Request>> LabelRequests(const LabelQuestions& questions)
   for (const std::vector<int32_t>& prompt : questions.prompts) {
     std::vector<Request>& forks = requests.emplace_back();
     for (const std::vector<int32_t>& label : questions.label_tokens) {
-      Request& request = forks.emplace_back();
+      Request& request = forks.emplace_back(questions.claim);
       request.tokens = prompt;
       request.tokens.insert(request.tokens.end(), label.begin(), label.end());
       request.sampling.set_logprobs(-1);

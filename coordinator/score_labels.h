@@ -24,13 +24,15 @@ struct LabelQuestions {
   std::vector<std::string> labels;
   std::vector<std::vector<int32_t>> label_tokens;  // [labels]
   v1::ScoreBy score_by = v1::SCORE_BY_SUM;
+  Request claim;  // priority and user, of every label
 };
 
-// INVALID_ARGUMENT names the field.
+// INVALID_ARGUMENT names the field. `peer` is the client's address, as gRPC tells it.
 absl::StatusOr<LabelQuestions> TranslateScoreLabels(const ServingModel& model,
-                                                    const v1::ScoreLabelsRequest& request);
+                                                    const v1::ScoreLabelsRequest& request,
+                                                    const std::string& peer);
 
-// [prompts][labels]; all but the sinks, deadlines and who asks.
+// [prompts][labels]; all but the sinks and deadlines.
 std::vector<std::vector<Request>> LabelRequests(const LabelQuestions& questions);
 
 // `logprobs`: of each request's label tokens, [prompts * labels].

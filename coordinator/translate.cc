@@ -350,7 +350,7 @@ absl::StatusOr<Request> TranslateChat(const ServingModel& model, const v1::ChatR
   generate.mutable_stop()->add_stop_token_ids(model.harmony->ret);
   generate.mutable_stop()->add_stop_token_ids(model.harmony->call);
   ASSIGN_OR_RETURN(Request out, TranslateGenerate(model, generate, ""));
-  RETURN_IF_ERROR(TranslateClaim(/*priority=*/0, /*user=*/"", "", peer, out));
+  RETURN_IF_ERROR(TranslateClaim(request.priority(), request.user(), "", peer, out));
   return out;
 }
 
