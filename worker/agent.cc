@@ -33,6 +33,8 @@ std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> Dial(const AgentOpt
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS,
                    static_cast<int>(absl::ToInt64Milliseconds(options.max_backoff)));
+  // A coordinator that is made anew may have another address under its name.
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000);
   return internal::v1::WorkerRegistry::NewStub(grpc::CreateCustomChannel(
       options.coordinator, grpc::InsecureChannelCredentials(), arguments));
 }

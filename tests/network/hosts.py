@@ -115,10 +115,13 @@ class Network:
         self._free = self.subnet.hosts()
         self._ports = 0
         self._names = tempfile.NamedTemporaryFile("w", prefix="hosts.") if names else None
+        self._aliases = []
         self._switch = _Namespace(CLONE_NEWNET)
         try:
+            if names:
+                os.fchmod(self._names.fileno(), 0o644)  # programs that are not root read it too
             self._switch.ip("link add bridge0 type bridge", "link set bridge0 up")
-            self._name("127.0.0.1", "localhost")
+            self._write_names()
         except BaseException:
             self.close()
             raise
@@ -127,12 +130,29 @@ class Network:
         """A new host with the next free address."""
         host = Host(self, name, str(next(self._free)), self._names and self._names.name)
         self.hosts.append(host)
-        self._name(host.address, name)
+        self._write_names()
         return host
 
-    def _name(self, address, name):
-        if self._names:
-            print(address, name, file=self._names, flush=True)
+    def remove(self, host):
+        """Closes the host; its address is not used again, nor does its name resolve."""
+        self.hosts.remove(host)
+        self._write_names()
+        host.close()
+
+    def set_aliases(self, aliases):
+        """(name, address) of all names that resolve beside those of hosts. A name may have several
+        addresses, or be a host's too."""
+        self._aliases = list(aliases)
+        self._write_names()
+
+    def _write_names(self):
+        """In place: every host has this very file as its /etc/hosts."""
+        if not self._names:
+            return
+        names = [("localhost", "127.0.0.1"), *((host.name, host.address) for host in self.hosts)]
+        text = "".join(f"{address} {name}\n" for name, address in names + self._aliases).encode()
+        os.pwrite(self._names.fileno(), text, 0)
+        os.ftruncate(self._names.fileno(), len(text))
 
     def _cable(self, namespace, interface, address, port_setting):
         """A new pair of interfaces, one in the switch; its name there is returned."""
