@@ -68,6 +68,11 @@ Flag& Flag::Repeatable() {
   return *this;
 }
 
+Flag& Flag::ValueOptional(const std::string& value) {
+  option_->expected(0, 1)->default_str(value);
+  return *this;
+}
+
 Flag& Flag::OneOf(const std::vector<std::string>& values) {
   option_->check(CLI::IsMember(values));
   return *this;

@@ -42,6 +42,8 @@ class Flag {
   // For a vector: the help shows one value, as for a flag that is given once for each. Several
   // behind one flag are taken all the same.
   Flag& Repeatable();
+  // May be given without a value, which is then `value`; the help says so.
+  Flag& ValueOptional(const std::string& value);
 
   // Other values are errors.
   Flag& OneOf(const std::vector<std::string>& values);

@@ -222,6 +222,24 @@ TEST(FlagsCallbackTest, CallbacksRunInTheOrderOfTheDeclarations) {
   EXPECT_THAT(calls, ElementsAre("a=1", "b", "parsed"));
 }
 
+TEST(FlagsCallbackTest, AnOptionalValueMayBeLeftOut) {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{}, ""}, {{"--watch"}, "2"}, {{"--watch", "3"}, "3"}, {{"--watch", "--json"}, "2"}};
+  for (const auto& [arguments, want] : cases) {
+    FlagSet flags("", "test");
+    std::string watch;
+    bool json = false;
+    flags
+        .Add(
+            "--watch", [&watch](const std::string& given) { watch = given; }, "Again and again")
+        .ValueOptional("2");
+    flags.AddSwitch("--json", &json, "JSON");
+    const ParsedFlags parsed = flags.Parse(arguments);
+    EXPECT_EQ(parsed.outcome, Outcome::kOk) << parsed.text;
+    EXPECT_EQ(watch, want);
+  }
+}
+
 TEST(FlagsCallbackTest, ASwitchMayBeSpelledOut) {
   int calls = 0;
   FlagSet flags("", "program");

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "base/log_json.h"
 #include "base/utf8.h"
 
 namespace conclave::base {
@@ -29,6 +30,27 @@ TEST(OneLineTest, LongTextIsCutBetweenCharacters) {
   EXPECT_GE(line.size(), 990u);
   EXPECT_THAT(line, testing::EndsWith("..."));
   EXPECT_TRUE(ValidateUtf8(line).ok());
+}
+
+TEST(LogJsonTest, PairsBecomeMembers) {
+  EXPECT_EQ(JsonMembers("event=lost worker=3 share=0.25 rest=007 id=12345678901234567 ok=true"),
+            R"("event":"lost","worker":3,"share":0.25,"rest":"007","id":"12345678901234567",)"
+            R"("ok":true)");
+  EXPECT_EQ(JsonMembers(R"(event=x why="two words, a=b" n="5")"),
+            R"("event":"x","why":"two words, a=b","n":"5")");
+  EXPECT_EQ(JsonMembers("event=x status=NOT FOUND: a b code=5"),
+            R"("event":"x","status":"NOT FOUND: a b","code":5)");
+  EXPECT_EQ(JsonMembers("no pairs here"), R"("message":"no pairs here")");
+  EXPECT_EQ(JsonMembers(""), "");
+}
+
+// Whatever a value holds, the line stays one object, and its own members are not replaced.
+TEST(LogJsonTest, NoValueForgesAMember) {
+  EXPECT_EQ(JsonMembers(R"(event=x error="say \"hi\" level=error" code=1)"),
+            R"("event":"x","error":"say \"hi\" level=error","code":1)");
+  EXPECT_EQ(JsonMembers("event=x pid=1 level=error event=y"), R"("event":"x")");
+  EXPECT_EQ(JsonMembers("event=x error=\"tab\t\xFF"),
+            "\"event\":\"x\",\"error\":\"tab\\u0009\uFFFD\"");
 }
 
 }  // namespace

@@ -44,6 +44,7 @@ _LIBRARIES = {
     ),
     "benchmark": struct(pkgs = ["benchmark"], shared_only = True, apt = "libbenchmark-dev"),
     "cli11": struct(pkgs = ["CLI11"], apt = "libcli11-dev"),
+    "cpp_httplib": struct(pkgs = ["cpp-httplib"], shared_only = True, apt = "libcpp-httplib-dev"),
     "edit": struct(pkgs = ["libedit"], shared_only = True, apt = "libedit-dev"),
     "fmt": struct(
         pkgs = ["fmt"],

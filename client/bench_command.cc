@@ -163,7 +163,7 @@ int Run(const Flags& flags) {
   // The guard first: threads that gRPC starts inherit the blocked signals.
   Cancellation cancellation;
   InterruptGuard guard([&] { cancellation.Cancel(); });
-  Client client(flags.server.server);
+  Client client(flags.server.server, /*retry=*/false);  // what fails is to be seen
   CallOptions options = flags.server.call_options();
   options.cancellation = &cancellation;
 

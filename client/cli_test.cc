@@ -77,7 +77,7 @@ class CliTest : public testing::Test {
 
 TEST(CliUsageTest, EverySubcommandHasHelpWithAnExample) {
   for (const char* name : {"serve", "generate", "chat", "classify", "tokenize", "status",
-                           "rebalance", "bench", "plan", "doctor"}) {
+                           "rebalance", "drain", "bench", "plan", "doctor"}) {
     const CommandResult result = RunConclave({name, "--help"});
     EXPECT_EQ(result.code, kExitOk) << name;
     EXPECT_THAT(result.out, HasSubstr("Example")) << name;
@@ -596,6 +596,58 @@ TEST_F(CliTest, StatusShowsRanksAndCounters) {
   const CommandResult json = Run({"status", "--json"});
   EXPECT_EQ(Json::parse(json.out)["ranks"][0]["pid"], 4321);
   EXPECT_EQ(std::count(json.out.begin(), json.out.end(), '\n'), 1);
+}
+
+// Elsewhere than on a terminal: one object, or one table, for each look.
+TEST_F(CliTest, StatusWatchLooksAgainAndAgain) {
+  server_.answers.cluster.set_state(v1::READY);
+  server_.answers.cluster.set_epoch(5);
+  for (const bool json : {true, false}) {
+    std::vector<std::string> argv = {ConclaveBinary(), "status", "--server", server_.address(),
+                                     "--watch=0.05"};
+    if (json) argv.emplace_back("--json");
+    const auto process = Spawn({.argv = argv, .log_file = ""});
+    ASSERT_TRUE(process.ok()) << process.status();
+    std::string out;
+    const auto looks = [&] {
+      std::array<char, 4096> buffer;
+      const ssize_t size = read(process->stdout_fd, buffer.data(), buffer.size());
+      if (size > 0) out.append(buffer.data(), static_cast<size_t>(size));
+      int count = 0;
+      const std::string mark = json ? "\"epoch\":5" : "READY";
+      for (size_t at = 0; (at = out.find(mark, at)) != out.npos; ++at) ++count;
+      return count;
+    };
+    EXPECT_TRUE(WaitUntil([&] { return looks() >= 3; })) << out;
+    kill(process->pid, SIGKILL);
+    waitpid(process->pid, nullptr, 0);
+    close(process->stdout_fd);
+    close(process->stderr_fd);
+    if (json) {
+      EXPECT_EQ(Json::parse(out.substr(0, out.find('\n')))["epoch"], 5);
+    } else {
+      EXPECT_THAT(out, HasSubstr("tokens/s computed"));
+      EXPECT_THAT(out, ::testing::Not(HasSubstr("\x1b")));
+    }
+  }
+  EXPECT_EQ(Run({"status", "--watch", "never"}).code, kExitUsage);
+}
+
+TEST_F(CliTest, DrainSaysHowItWent) {
+  v1::DrainResponse& answer = server_.answers.drain;
+  answer.set_draining(true);
+  answer.set_calls(7);
+  answer.set_cut(2);
+  answer.set_seconds(1.5);
+  const CommandResult human = Run({"drain", "--limit", "20"});
+  EXPECT_EQ(human.code, kExitOk) << human.err;
+  EXPECT_EQ(server_.requests.drain.limit_seconds(), 20);
+  EXPECT_THAT(human.out, HasSubstr("in 1.50 s: 7 calls were under way, 2 were cut short"));
+  EXPECT_EQ(Json::parse(Run({"drain", "--json"}).out)["cut"], 2);
+  EXPECT_FALSE(server_.requests.drain.has_limit_seconds());
+  answer.set_draining(false);
+  EXPECT_THAT(Run({"drain", "--resume"}).out, HasSubstr("work is taken again"));
+  EXPECT_TRUE(server_.requests.drain.resume());
 }
 
 TEST_F(CliTest, RebalanceSaysWhatMovedAndWhatItGained) {

@@ -62,8 +62,13 @@ bool IsLoopback(const std::string& server) {
          server.starts_with("[::1]:");
 }
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server) {
+constexpr char kServiceConfig[] =
+#include "client/service_config.inc"
+    ;
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server, bool retry) {
   grpc::ChannelArguments arguments;
+  if (retry) arguments.SetServiceConfigJSON(kServiceConfig);
   // Log-probabilities or token labels of a long input pass gRPC's default of 4 MiB.
   arguments.SetMaxReceiveMessageSize(-1);
   // A server that comes back should be found soon; gRPC's default grows to two minutes.
@@ -89,7 +94,7 @@ absl::StatusOr<Response> Unary(const std::shared_ptr<grpc::Channel>& channel,
 
 }  // namespace
 
-Client::Client(const std::string& server) : channel_(MakeChannel(server)) {}
+Client::Client(const std::string& server, bool retry) : channel_(MakeChannel(server, retry)) {}
 
 absl::StatusOr<v1::Finish> Client::Generate(
     const v1::GenerateRequest& request,
@@ -185,6 +190,12 @@ absl::StatusOr<v1::RebalanceResponse> Client::Rebalance(const v1::RebalanceReque
                                                         const CallOptions& options) {
   using Service = v1::ClusterService;
   return Unary<Service>(channel_, &Service::Stub::Rebalance, request, options);
+}
+
+absl::StatusOr<v1::DrainResponse> Client::Drain(const v1::DrainRequest& request,
+                                                const CallOptions& options) {
+  using Service = v1::ClusterService;
+  return Unary<Service>(channel_, &Service::Stub::Drain, request, options);
 }
 
 absl::StatusOr<bool> Client::Serving(const CallOptions& options) {

@@ -65,8 +65,10 @@ struct CallOptions {
 // Thread-safe; one connection, shared by all calls.
 class Client {
  public:
-  // `server` is HOST:PORT. Connects when the first call is made.
-  explicit Client(const std::string& server);
+  // `server` is HOST:PORT. Connects when the first call is made. With `retry`, calls that generate
+  // or classify are made again, three times at most, while the server answers UNAVAILABLE before it
+  // has answered anything else (proto/conclave/v1/service_config.json).
+  explicit Client(const std::string& server, bool retry = true);
 
   // `on_part` is called on this thread for each part of the stream, as it arrives, the last one
   // (which carries `finish`) included.
@@ -97,6 +99,9 @@ class Client {
   absl::StatusOr<v1::GetClusterResponse> GetCluster(const CallOptions& options = {});
   absl::StatusOr<v1::RebalanceResponse> Rebalance(const v1::RebalanceRequest& request,
                                                   const CallOptions& options = {});
+
+  absl::StatusOr<v1::DrainResponse> Drain(const v1::DrainRequest& request,
+                                          const CallOptions& options = {});
 
   // grpc.health.v1: whether requests are accepted now.
   absl::StatusOr<bool> Serving(const CallOptions& options = {});

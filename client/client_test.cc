@@ -1,5 +1,6 @@
 #include "client/client.h"
 
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,45 @@ TEST(ClientTest, AStreamWithoutAFinishIsAnError) {
   Client client(server.address());
   const auto finish = client.Generate({}, [](const v1::GenerateResponse&) {});
   EXPECT_EQ(finish.status().code(), absl::StatusCode::kInternal);
+}
+
+TEST(ClientTest, AnUnavailableServerIsAskedAgainBeforeTheFirstToken) {
+  FakeServer server;
+  std::atomic<int> asked = 0;
+  server.answers.generate = [&](grpc::ServerContext&, const v1::GenerateRequest&,
+                                grpc::ServerWriter<v1::GenerateResponse>& writer) {
+    if (asked.fetch_add(1) < 2) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+    writer.Write(Part({1, 2}, "a", true));
+    return grpc::Status::OK;
+  };
+  std::string text;
+  const auto take = [&](const v1::GenerateResponse& part) { text += part.text(); };
+  EXPECT_TRUE(Client(server.address()).Generate({}, take).ok());
+  EXPECT_EQ(asked, 3);
+  EXPECT_EQ(text, "a");
+  asked = 0;
+  EXPECT_TRUE(
+      absl::IsUnavailable(Client(server.address(), /*retry=*/false).Generate({}, take).status()));
+  EXPECT_EQ(asked, 1);
+}
+
+// It would be another answer.
+TEST(ClientTest, AStreamThatHasBegunIsNotAskedForAgain) {
+  FakeServer server;
+  std::atomic<int> asked = 0;
+  server.answers.generate = [&](grpc::ServerContext&, const v1::GenerateRequest&,
+                                grpc::ServerWriter<v1::GenerateResponse>& writer) {
+    ++asked;
+    writer.Write(Part({1}, "a", false));
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "a worker was lost");
+  };
+  Client client(server.address());
+  std::string text;
+  const auto finish =
+      client.Generate({}, [&](const v1::GenerateResponse& part) { text += part.text(); });
+  EXPECT_TRUE(absl::IsUnavailable(finish.status()));
+  EXPECT_EQ(asked, 1);
+  EXPECT_EQ(text, "a");
 }
 
 TEST(ClientTest, CancellationEndsARunningCall) {

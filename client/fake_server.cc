@@ -100,6 +100,12 @@ class FakeServer::Cluster final : public v1::ClusterService::Service {
     *response = fake_->answers.rebalance;
     return fake_->answers.status;
   }
+  grpc::Status Drain(grpc::ServerContext* /*context*/, const v1::DrainRequest* request,
+                     v1::DrainResponse* response) override {
+    fake_->requests.drain = *request;
+    *response = fake_->answers.drain;
+    return fake_->answers.status;
+  }
 
  private:
   FakeServer* fake_;

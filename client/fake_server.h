@@ -41,6 +41,7 @@ struct FakeAnswers {
   v1::TokenizeResponse tokenize;
   v1::GetClusterResponse cluster;
   v1::RebalanceResponse rebalance;
+  v1::DrainResponse drain;
 };
 
 // The last request of each kind.
@@ -52,6 +53,7 @@ struct FakeRequests {
   v1::ScoreLabelsRequest labels;
   v1::TokenizeRequest tokenize;
   v1::RebalanceRequest rebalance;
+  v1::DrainRequest drain;
 };
 
 class FakeServer {

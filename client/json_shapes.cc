@@ -219,6 +219,13 @@ Json RebalanceJson(const v1::RebalanceResponse& response) {
           {"ranks", std::move(ranks)}};
 }
 
+Json DrainJson(const v1::DrainResponse& response) {
+  return {{"draining", response.draining()},
+          {"calls", response.calls()},
+          {"cut", response.cut()},
+          {"seconds", response.seconds()}};
+}
+
 Json ClusterJson(const v1::GetClusterResponse& cluster) {
   Json ranks = Json::array();
   for (const auto& rank : cluster.ranks()) ranks.push_back(RankJson(rank));
@@ -228,6 +235,7 @@ Json ClusterJson(const v1::GetClusterResponse& cluster) {
           {"tp", cluster.tp()},
           {"load_progress", cluster.load_progress()},
           {"problem", cluster.problem()},
+          {"draining", cluster.draining()},
           {"ranks", std::move(ranks)},
           {"counters", CountersJson(cluster.counters())}};
 }

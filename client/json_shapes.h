@@ -32,6 +32,7 @@ Json SequenceJson(const v1::SequenceClassification& result);
 Json TokensJson(const v1::TokenClassification& result);
 Json ClusterJson(const v1::GetClusterResponse& cluster);
 Json RebalanceJson(const v1::RebalanceResponse& response);
+Json DrainJson(const v1::DrainResponse& response);
 
 }  // namespace conclave::client
 

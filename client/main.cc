@@ -11,6 +11,7 @@
 #include "client/chat_command.h"
 #include "client/classify_command.h"
 #include "client/doctor_command.h"
+#include "client/drain_command.h"
 #include "client/exit_code.h"
 #include "client/generate_command.h"
 #include "client/plan_command.h"
@@ -47,6 +48,7 @@ int Main(int argc, char** argv) {
   AddTokenizeCommand(app, &run);
   AddStatusCommand(app, &run);
   AddRebalanceCommand(app, &run);
+  AddDrainCommand(app, &run);
   AddBenchCommand(app, &run);
   AddPlanCommand(app, &run);
   AddDoctorCommand(app, &run);

@@ -37,7 +37,13 @@ void ServeDisplay::Message(std::string_view text) {
 }
 
 void ServeDisplay::ChildLine(const std::string& child, const std::string& line) {
-  fmt::print(out_, "{}[{}] {}\n", bar_.empty() ? "" : kEraseLine, child, line);
+  const char* erase = bar_.empty() ? "" : kEraseLine;
+  // A JSON object stays one.
+  if (line.starts_with('{')) {
+    fmt::print(out_, "{}{}\n", erase, line);
+  } else {
+    fmt::print(out_, "{}[{}] {}\n", erase, child, line);
+  }
   DrawBar();
 }
 

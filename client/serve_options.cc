@@ -100,6 +100,17 @@ void AddServeFlags(base::FlagSet& command, ServeOptions* options) {
       .Range(1, 4096);
   command.AddSwitch("--no-graphs", &options->no_graphs,
                     "With --device cuda: launch every kernel by itself, not as a CUDA graph");
+  command.Add("--metrics-listen", &options->metrics_listen, "Metrics for Prometheus, over HTTP")
+      .Type("HOST:PORT");
+  command
+      .Add("--drain-limit", &options->drain_limit,
+           "After SIGTERM what is under way may go on for so long")
+      .Type("SECONDS")
+      .NonNegative()
+      .ShowDefault();
+  command.Add("--log-format", &options->log_format, "Of the children's lines")
+      .OneOf({"text", "json"})
+      .ShowDefault();
   command.Add("--log-level", &options->log_level, "Of the children")
       .OneOf({"trace", "debug", "info", "warn", "error", "off"})
       .ShowDefault();
@@ -116,7 +127,8 @@ model::ModelSource ServeOptions::source() const {
 }
 
 std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std::string& listen,
-                                         const std::string& internal_listen) {
+                                         const std::string& internal_listen,
+                                         const std::string& metrics_listen) {
   std::vector<std::string> argv = {options.coordinator_binary, "--model",
                                    AbsolutePath(options.model)};
   for (const std::string& flag : options.heads) {
@@ -138,10 +150,13 @@ std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std:
   add("--listen", listen);
   add("--internal-listen", internal_listen);
   add("--health-listen", "127.0.0.1:0");
+  if (!metrics_listen.empty()) add("--metrics-listen", metrics_listen);
+  add("--drain-limit", fmt::format("{}", options.drain_limit));
   add("--workers", std::to_string(options.shape.world()));
   add("--dp", std::to_string(options.shape.dp));
   add("--tp", std::to_string(options.shape.tp));
   add("--log-level", options.log_level);
+  add("--log-format", options.log_format);
   argv.insert(argv.end(), options.coordinator_flags.begin(), options.coordinator_flags.end());
   return argv;
 }
@@ -162,7 +177,9 @@ std::vector<std::string> WorkerArgv(const ServeOptions& options, int index,
                                    "--threads",
                                    std::to_string(ThreadsPerWorker(options)),
                                    "--log-level",
-                                   options.log_level};
+                                   options.log_level,
+                                   "--log-format",
+                                   options.log_format};
   if (options.device != "cuda") return argv;
   argv.emplace_back("--cuda-device");
   argv.push_back(std::to_string(index));

@@ -25,8 +25,11 @@ struct ServeOptions {
   bool no_graphs = false;
   std::string listen = kDefaultServer;
   std::string internal_listen = "127.0.0.1:0";
-  int threads = 0;  // of each worker; 0: its share of the processors
+  int threads = 0;             // of each worker; 0: its share of the processors
+  std::string metrics_listen;  // empty: none
+  double drain_limit = 30;     // seconds
   std::string log_level = "info";
+  std::string log_format = "text";
   std::string log_dir;  // empty: children's logs go to stderr
   bool no_restart = false;
   // Flags with their values that only the coordinator knows, in the order given.
@@ -44,10 +47,11 @@ struct ServeOptions {
 // `options` must outlive the parse.
 void AddServeFlags(base::FlagSet& command, ServeOptions* options);
 
-// The address to bind: `listen` and `internal_listen` as given at first; a coordinator that is
-// started again gets those that the first one chose.
+// The addresses to bind: as given at first; a coordinator that is started again gets those that the
+// first one chose.
 std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std::string& listen,
-                                         const std::string& internal_listen);
+                                         const std::string& internal_listen,
+                                         const std::string& metrics_listen = "");
 
 // `internal` is where the coordinator waits for workers. Workers reach each other over loopback.
 // Of worker `index`.

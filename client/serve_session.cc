@@ -1,6 +1,7 @@
 #include "client/serve_session.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "client/exit_code.h"
 
@@ -23,6 +25,9 @@ constexpr int kMaxFailuresAtStart = 5;
 
 // A safety net under SIGCHLD and the pipes, which wake us at once.
 constexpr absl::Duration kStep = absl::Milliseconds(200);
+
+// For the coordinator to end, after the limit of its drain.
+constexpr absl::Duration kDrainMargin = absl::Seconds(8);
 
 // The rest of `line` when it begins with "`word` ".
 std::string After(std::string_view word, std::string_view line) {
@@ -47,9 +52,14 @@ ServeSession::ServeSession(const ServeOptions& options, ServeDisplay* display)
       display_(display),
       stop_signals_(StopSignals()),
       child_signals_({SIGCHLD}),
-      supervisor_({.restart = !options.no_restart, .backoff = {}}, this) {}
+      supervisor_({.restart = !options.no_restart,
+                   .backoff = {},
+                   // SIGTERM alone would be the beginning of a drain.
+                   .stop_signals = {SIGTERM, SIGINT}},
+                  this) {}
 
 absl::Status ServeSession::Run() {
+  int signal = 0;
   failure_ = StartCoordinator();
   while (failure_.ok() && !stopping_) {
     const std::array<int, 3> wake = {stop_signals_.fd(), child_signals_.fd(),
@@ -61,21 +71,40 @@ absl::Status ServeSession::Run() {
     if (phase_ == Phase::kStarting && !listen_.empty() && !internal_.empty()) {
       failure_.Update(StartWorkers());
     }
-    stopping_ = stop_signals_.Take() != 0;
+    signal = stop_signals_.Take();
+    stopping_ = signal != 0;
   }
   monitor_.reset();
   display_->EndProgress();
   if (failure_.ok()) ShowHeld();
+  if (signal == SIGTERM) Drain();
   if (stopping_) display_->Message("stopping (once more to stop at once)");
   const std::array<int, 1> hurry = {stop_signals_.fd()};
   supervisor_.StopAll(hurry);
   return failure_;
 }
 
+void ServeSession::Drain() {
+  display_->Message(
+      fmt::format("draining, for {} s at most (once more to stop at once)", options_.drain_limit));
+  supervisor_.StopChild(kCoordinator);
+  const absl::Time limit =
+      base::SteadyNow() + absl::Seconds(options_.drain_limit) + kDrainMargin * base::TimeScale();
+  pollfd second = {stop_signals_.fd(), POLLIN, 0};
+  while (supervisor_.pid(kCoordinator) > 0 && base::SteadyNow() < limit) {
+    const std::array<int, 2> wake = {stop_signals_.fd(), child_signals_.fd()};
+    supervisor_.Step(kStep, wake);
+    while (child_signals_.Take() != 0) {
+    }
+    if (poll(&second, 1, 0) > 0) return;
+  }
+}
+
 absl::Status ServeSession::StartCoordinator() {
   return supervisor_
       .Start({.name = "coordinator",
-              .argv = CoordinatorArgv(options_, options_.listen, options_.internal_listen),
+              .argv = CoordinatorArgv(options_, options_.listen, options_.internal_listen,
+                                      options_.metrics_listen),
               .log_file = LogFile("coordinator"),
               .lines_of_stdout = true})
       .status();
@@ -85,9 +114,10 @@ absl::Status ServeSession::StartWorkers() {
   phase_ = Phase::kForming;
   ShowHeld();
   fmt::print("internal {}\n", internal_);
+  if (!metrics_.empty()) fmt::print("metrics {}\n", metrics_);
   std::fflush(stdout);
   // A coordinator that is started again is found where the workers and clients know it.
-  supervisor_.set_argv(kCoordinator, CoordinatorArgv(options_, listen_, internal_));
+  supervisor_.set_argv(kCoordinator, CoordinatorArgv(options_, listen_, internal_, metrics_));
   const int workers = options_.shape.world();
   display_->Message(fmt::format("starting {} worker{} (dp {} x tp {}) on {}", workers,
                                 workers == 1 ? "" : "s", options_.shape.dp, options_.shape.tp,
@@ -127,10 +157,12 @@ void ServeSession::OnSnapshot(ServeSnapshot snapshot) {
 void ServeSession::OnLine(int child, bool is_stdout, const std::string& line) {
   if (child == kCoordinator && is_stdout) {
     const std::string internal = After("internal", line);
+    const std::string metrics = After("metrics", line);
     const std::string listen = After("listening", line);
     if (!internal.empty()) internal_ = internal;
+    if (!metrics.empty()) metrics_ = metrics;
     if (!listen.empty()) listen_ = listen;
-    if (!internal.empty() || !listen.empty()) return;
+    if (!internal.empty() || !metrics.empty() || !listen.empty()) return;
   }
   if (!is_stdout && !line.empty()) last_line_[child] = line;
   if (phase_ != Phase::kStarting) {

@@ -27,9 +27,9 @@ class ServeSession : private Supervisor::Events {
   // `options` are complete and checked.
   ServeSession(const ServeOptions& options, ServeDisplay* display);
 
-  // Returns OK when it was stopped by SIGINT, SIGTERM or SIGHUP, an error when it cannot go on,
-  // INVALID_ARGUMENT when that is because of flags that only the coordinator can judge.
-  // Either way no child is left.
+  // Returns OK when it was stopped by SIGTERM (which drains first), SIGINT or SIGHUP, an error when
+  // it cannot go on, INVALID_ARGUMENT when that is because of flags that only the coordinator can
+  // judge. Either way no child is left.
   absl::Status Run();
 
  private:
@@ -39,6 +39,8 @@ class ServeSession : private Supervisor::Events {
   void OnExit(const Exit& exit) override;
 
   void ShowHeld();
+  // SIGTERM to the coordinator; until it has drained, or a second signal comes.
+  void Drain();
   absl::Status StartCoordinator();
   // When the coordinator has said both of its addresses.
   absl::Status StartWorkers();
@@ -66,6 +68,7 @@ class ServeSession : private Supervisor::Events {
   bool serving_ = false;  // what the last snapshot said
   std::string listen_;    // as the coordinator said
   std::string internal_;
+  std::string metrics_;
   std::map<int, std::string> last_line_;  // by child, of stderr
   // The coordinator's last line while it starts: shown with the next one, or as the error when it
   // was the last of all.

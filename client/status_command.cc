@@ -1,168 +1,98 @@
 #include "client/status_command.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
-#include <algorithm>
+#include <charconv>
+#include <cstdio>
 #include <memory>
-#include <numeric>
 #include <string>
-#include <vector>
 
+#include "absl/time/clock.h"
 #include "client/client.h"
 #include "client/exit_code.h"
-#include "client/format.h"
 #include "client/json_shapes.h"
 #include "client/server_flags.h"
+#include "client/status_table.h"
 
 namespace conclave::client {
 namespace {
 
 constexpr char kName[] = "status";
+constexpr char kDefaultInterval[] = "2";
+constexpr double kLeastInterval = 0.05;
+constexpr double kMostInterval = 86'400;
+
+// Home, and away with what was below the last line.
+constexpr char kBegin[] = "\x1b[H";
+constexpr char kEraseRest[] = "\x1b[K";
+constexpr char kEraseBelow[] = "\x1b[J";
 
 struct Flags {
   ServerFlags server{.timeout_seconds = 10};
   bool json = false;
+  std::string watch;  // empty: once
 };
 
-// Experts of one rank: one range when all layers agree, else how many per layer.
-std::string ExpertSummary(const v1::Rank& rank) {
-  if (rank.layers().empty()) return "-";
-  const auto ids = [](const v1::LayerExperts& layer) {
-    return FormatRanges({layer.experts().data(), static_cast<size_t>(layer.experts_size())});
-  };
-  const std::string first = ids(rank.layers(0));
-  const bool same = std::all_of(rank.layers().begin(), rank.layers().end(),
-                                [&](const auto& layer) { return ids(layer) == first; });
-  if (same) return first;
-  const auto [least, most] = std::minmax_element(
-      rank.layers().begin(), rank.layers().end(),
-      [](const auto& a, const auto& b) { return a.experts_size() < b.experts_size(); });
-  return least->experts_size() == most->experts_size()
-             ? fmt::format("{} per layer", least->experts_size())
-             : fmt::format("{} to {} per layer", least->experts_size(), most->experts_size());
-}
-
-uint64_t Load(const v1::Rank& rank) {
-  uint64_t sum = 0;
-  for (const auto& layer : rank.layers()) {
-    sum = std::accumulate(layer.load().begin(), layer.load().end(), sum);
+// Every line replaces the one that was there: no flicker.
+void Redraw(const std::string& text) {
+  std::string frame = kBegin;
+  for (const char c : text) {
+    if (c == '\n') frame += kEraseRest;
+    frame += c;
   }
-  return sum;
+  fmt::print("{}{}", frame, kEraseBelow);
 }
 
-void PrintRanks(const v1::GetClusterResponse& cluster) {
-  uint64_t total = 0;
-  for (const auto& rank : cluster.ranks()) total += Load(rank);
-  Table table({"rank", "dp", "tp", "device", "pid", "weights", "kv", "free", "experts", "load",
-               "exchange"});
-  for (const auto& rank : cluster.ranks()) {
-    const double share =
-        total == 0 ? 0 : 100.0 * static_cast<double>(Load(rank)) / static_cast<double>(total);
-    table.AddRow({std::to_string(rank.rank()), std::to_string(rank.dp_rank()),
-                  std::to_string(rank.tp_rank()), rank.device(), std::to_string(rank.pid()),
-                  FormatBytes(rank.memory().weight_bytes()), FormatBytes(rank.memory().kv_bytes()),
-                  FormatBytes(rank.memory().free_bytes()), ExpertSummary(rank),
-                  fmt::format("{:.0f} %", share), FormatBytes(rank.exchange_bytes())});
-  }
-  fmt::print("{}", table.ToString());
-}
-
-// Where the ranks' steps spent their time.
-void PrintTimes(const v1::GetClusterResponse& cluster) {
-  Table table({"rank", "compute s", "exchange s", "wait s", "compute", "exchange", "wait"});
-  for (const auto& rank : cluster.ranks()) {
-    const double move = std::max(0.0, rank.exchange_seconds() - rank.wait_seconds());
-    const double all = rank.compute_seconds() + move + rank.wait_seconds();
-    const auto share = [all](double part) {
-      return fmt::format("{:.0f} %", all > 0 ? 100 * part / all : 0);
-    };
-    table.AddRow({std::to_string(rank.rank()), fmt::format("{:.2f}", rank.compute_seconds()),
-                  fmt::format("{:.2f}", move), fmt::format("{:.2f}", rank.wait_seconds()),
-                  share(rank.compute_seconds()), share(move), share(rank.wait_seconds())});
-  }
-  fmt::print("{}", table.ToString());
-}
-
-// How much more the most loaded rank computes than the mean of all, by layer: what `rebalance`
-// evens out.
-void PrintBalance(const v1::GetClusterResponse& cluster) {
-  double sum = 0;
-  double worst = 0;
-  int layers = 0;
-  for (int layer = 0; !cluster.ranks().empty() && layer < cluster.ranks(0).layers_size(); ++layer) {
-    double most = 0;
-    double all = 0;
-    for (const auto& rank : cluster.ranks()) {
-      if (layer >= rank.layers_size()) return;
-      const auto& load = rank.layers(layer).load();
-      const auto pairs =
-          static_cast<double>(std::accumulate(load.begin(), load.end(), uint64_t{0}));
-      most = std::max(most, pairs);
-      all += pairs;
+// Until the process is interrupted.
+int Watch(const Flags& flags, double seconds) {
+  const bool terminal = !flags.json && isatty(STDOUT_FILENO) != 0;
+  Client client(flags.server.server);
+  v1::GetClusterResponse before;
+  absl::Time looked;
+  for (bool first = true;; first = false) {
+    const auto cluster = client.GetCluster(flags.server.call_options());
+    const absl::Time now = absl::Now();
+    if (!cluster.ok()) {
+      // The service may come back; one that was never there is a mistake.
+      const int code = FailCall(kName, flags.server.server, cluster.status());
+      if (first) return code;
+    } else if (flags.json) {
+      fmt::print("{}\n", Dump(ClusterJson(*cluster)));
+    } else {
+      const std::string rates = first ? "" : RatesText(before, *cluster, now - looked);
+      const std::string text = absl::FormatTime("%Y-%m-%d %H:%M:%S", now, absl::LocalTimeZone()) +
+                               "  " + flags.server.server + "\n" + rates + StatusText(*cluster);
+      if (terminal) {
+        if (first) fmt::print("{}{}", kBegin, kEraseBelow);
+        Redraw(text);
+      } else {
+        fmt::print("{}\n", text);
+      }
     }
-    if (all == 0) continue;
-    const double imbalance = most * cluster.ranks_size() / all;
-    sum += imbalance;
-    worst = std::max(worst, imbalance);
-    ++layers;
+    if (cluster.ok()) before = *cluster;
+    looked = now;
+    // Whoever reads this is gone.
+    if (std::fflush(stdout) != 0) return kExitOk;
+    absl::SleepFor(absl::Seconds(seconds));
   }
-  if (layers == 0 || cluster.ranks_size() == 1) return;
-  fmt::print("expert load    imbalance {:.2f} (mean of {} layers), {:.2f} (worst layer)\n",
-             sum / layers, layers, worst);
-}
-
-std::string BlocksText(const v1::KvBlocks& blocks) {
-  return fmt::format("{} of {} ({} cached; at most {} for one sequence)", blocks.used(),
-                     blocks.total(), blocks.cached(), blocks.max_per_sequence());
-}
-
-std::string HitText(const v1::PrefixCache& cache) {
-  if (!cache.enabled()) return "off";
-  const auto prompt = static_cast<double>(cache.prompt_tokens());
-  const double rate = prompt > 0 ? static_cast<double>(cache.hit_tokens()) / prompt : 0;
-  return fmt::format("{:.1f} % hits ({} of {} prompt tokens), {} blocks evicted", 100 * rate,
-                     cache.hit_tokens(), cache.prompt_tokens(), cache.evicted_blocks());
-}
-
-void PrintCounters(const v1::Counters& counters) {
-  fmt::print("requests       {} running, {} queued, {} finished, {} failed, {} cancelled\n",
-             counters.running(), counters.queued(), counters.requests_finished(),
-             counters.requests_failed(), counters.requests_cancelled());
-  fmt::print("computed       {} tokens in {} steps ({} dropped as overrun)\n",
-             counters.tokens_computed(), counters.steps(), counters.overrun_tokens());
-  fmt::print("plans          {} in flight at most\n", counters.max_plans_in_flight());
-  fmt::print("queue          {:.2f} s the longest wait, {} refused early, {} preemptions\n",
-             counters.max_queue_seconds(), counters.requests_refused_early(),
-             counters.preemptions());
-  fmt::print("prefix cache   {}\n", HitText(counters.prefix_cache()));
-  fmt::print("KV blocks      full layers {}\n", BlocksText(counters.full_blocks()));
-  fmt::print("               sliding layers {}\n", BlocksText(counters.sliding_blocks()));
-}
-
-void PrintCluster(const v1::GetClusterResponse& cluster) {
-  fmt::print("state          {}", v1::ClusterState_Name(cluster.state()));
-  if (cluster.state() == v1::LOADING) fmt::print(" ({:.0f} %)", 100 * cluster.load_progress());
-  fmt::print(", epoch {}, {} ranks (dp {} x tp {})\n", cluster.epoch(), cluster.ranks_size(),
-             cluster.dp(), cluster.tp());
-  if (!cluster.problem().empty()) fmt::print("problem        {}\n", cluster.problem());
-  fmt::print("\n");
-  PrintRanks(cluster);
-  fmt::print("\n");
-  PrintTimes(cluster);
-  fmt::print("\n");
-  PrintBalance(cluster);
-  PrintCounters(cluster.counters());
 }
 
 int Run(const Flags& flags) {
+  if (!flags.watch.empty()) {
+    double seconds = 0;
+    const char* end = flags.watch.data() + flags.watch.size();
+    if (std::from_chars(flags.watch.data(), end, seconds).ptr != end) seconds = -1;
+    if (!(seconds >= kLeastInterval && seconds <= kMostInterval)) {
+      return FailUsage(kName, fmt::format("--watch {}: seconds between {} and {}", flags.watch,
+                                          kLeastInterval, kMostInterval));
+    }
+    return Watch(flags, seconds);
+  }
   Client client(flags.server.server);
   const auto cluster = client.GetCluster(flags.server.call_options());
   if (!cluster.ok()) return FailCall(kName, flags.server.server, cluster.status());
-  if (flags.json) {
-    fmt::print("{}\n", Dump(ClusterJson(*cluster)));
-  } else {
-    PrintCluster(*cluster);
-  }
+  fmt::print("{}", flags.json ? Dump(ClusterJson(*cluster)) + "\n" : StatusText(*cluster));
   return kExitOk;
 }
 
@@ -172,10 +102,16 @@ void AddStatusCommand(base::FlagSet& app, std::function<int()>* run) {
   auto flags = std::make_shared<Flags>();
   base::FlagSet& command = app.AddCommand(kName, "Show the workers behind a server, and counters");
   AddServerFlags(command, &flags->server);
+  command
+      .Add(
+          "--watch", [flags](const std::string& given) { flags->watch = given; },
+          "Again every so many seconds, as a live table on a terminal")
+      .Type("SECONDS")
+      .ValueOptional(kDefaultInterval);
   command.AddSwitch("--json", &flags->json, "Print one JSON object (docs/cli.md lists its fields)");
   command.SetFooter(
       "Example:\n"
-      "  conclave status --server 127.0.0.1:50051");
+      "  conclave status --server 127.0.0.1:50051 --watch");
   command.OnParsed([flags, run] { *run = [flags] { return Run(*flags); }; });
 }
 

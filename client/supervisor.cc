@@ -73,6 +73,7 @@ struct Supervisor::Child {
   Stream out, err;
   absl::Time started;
   absl::Time restart_at = absl::InfiniteFuture();
+  bool stopped = false;  // by StopChild
 };
 
 Supervisor::Supervisor(const SupervisorOptions& options, Events* events)
@@ -86,6 +87,12 @@ absl::StatusOr<int> Supervisor::Start(ChildSpec spec) {
   if (auto status = Launch(*child); !status.ok()) return status;
   children_.push_back(std::move(child));
   return number;
+}
+
+void Supervisor::StopChild(int child) {
+  children_[child]->stopped = true;
+  children_[child]->restart_at = absl::InfiniteFuture();
+  if (children_[child]->pid > 0) kill(-children_[child]->pid, SIGTERM);
 }
 
 void Supervisor::set_argv(int child, std::vector<std::string> argv) {
@@ -161,7 +168,7 @@ void Supervisor::Ended(Child& child, int wait_status) {
   const absl::Time now = base::SteadyNow();
   const absl::Duration delay = child.backoff.Next(now - child.started);
   exit.failures = child.backoff.failures();
-  if (options_.restart && !stopping_) {
+  if (options_.restart && !stopping_ && !child.stopped) {
     exit.restart_in = delay;
     child.restart_at = now + delay;
   }
@@ -188,7 +195,7 @@ void Supervisor::Signal(int signal) const {
 void Supervisor::StopAll(std::span<const int> hurry_fds) {
   stopping_ = true;
   for (auto& child : children_) child->restart_at = absl::InfiniteFuture();
-  Signal(SIGTERM);
+  for (const int signal : options_.stop_signals) Signal(signal);
   // One that was stopped (SIGSTOP) would not see the signal above.
   Signal(SIGCONT);
   const absl::Time limit = base::SteadyNow() + options_.stop_limit;

@@ -10,6 +10,7 @@
 //
 // Not thread-safe: all calls, and the calls to Events, are on one thread, the process's main one.
 
+#include <csignal>
 #include <memory>
 #include <span>
 #include <string>
@@ -32,7 +33,8 @@ struct ChildSpec {
 struct SupervisorOptions {
   bool restart = true;
   BackoffOptions backoff;
-  // From SIGTERM to SIGKILL in StopAll.
+  std::vector<int> stop_signals = {SIGTERM};  // of StopAll
+  // From these to SIGKILL.
   absl::Duration stop_limit = absl::Seconds(10);
 };
 
@@ -62,6 +64,9 @@ class Supervisor {
   // Starts a child and returns its number, counted from 0.
   absl::StatusOr<int> Start(ChildSpec spec);
 
+  // SIGTERM to one child, which is not started again; Step reaps it.
+  void StopChild(int child);
+
   // Changes what the child is started with next time.
   void set_argv(int child, std::vector<std::string> argv);
 
@@ -69,8 +74,8 @@ class Supervisor {
   // for one of `wake_fds` to become readable.
   void Step(absl::Duration wait, std::span<const int> wake_fds = {});
 
-  // SIGTERM to all, SIGKILL to those still there after the limit, or as soon as one of `hurry_fds`
-  // is readable; returns when all are reaped. Nothing is restarted any more.
+  // The stop signals to all, SIGKILL to those still there after the limit, or as soon as one of
+  // `hurry_fds` is readable; returns when all are reaped. Nothing is restarted any more.
   void StopAll(std::span<const int> hurry_fds = {});
 
   const std::string& name(int child) const;

@@ -107,6 +107,17 @@ TEST(SupervisorTest, NewArgumentsCountFromTheNextStart) {
   EXPECT_THAT(recorder.out, ElementsAre("0:again"));
 }
 
+TEST(SupervisorTest, AChildThatWasStoppedAloneIsNotStartedAgain) {
+  Recorder recorder;
+  Supervisor supervisor(Quick(), &recorder);
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(supervisor.Start(Shell("exec sleep 1000")).ok());
+  supervisor.StopChild(0);
+  ASSERT_TRUE(StepUntil(supervisor, [&] { return !recorder.exits.empty(); }));
+  EXPECT_EQ(recorder.exits[0].restart_in, absl::InfiniteDuration());
+  EXPECT_EQ(supervisor.pid(0), -1);
+  EXPECT_GT(supervisor.pid(1), 0);
+}
+
 TEST(SupervisorTest, StopAllLeavesNoChild) {
   Recorder recorder;
   SupervisorOptions options = Quick();

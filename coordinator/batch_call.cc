@@ -38,15 +38,25 @@ class BatchCall::ItemSink final : public RequestSink {
 };
 
 BatchCall::BatchCall(const ServingModel& model, Engine& engine, base::Executor& executor,
+                     Method method, grpc::CallbackServerContext& context,
                      grpc::ByteBuffer* response)
     : engine_(engine),
       executor_(executor),
       response_(response),
-      most_open_(std::max(1, model.limits.max_queued / kQueueParts)) {}
+      most_open_(std::max(1, model.limits.max_queued / kQueueParts)),
+      record_(method, context, engine.calls()) {}
 
 void BatchCall::Refuse(const absl::Status& status) {
   self_ = shared_from_this();
-  Finish(base::ToGrpc(status));
+  Close(base::ToGrpc(status));
+}
+
+void BatchCall::Close(const grpc::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    record_.End(status);
+  }
+  Finish(status);
 }
 
 void BatchCall::Start(std::vector<std::vector<Request>> requests, Compose compose) {
@@ -84,6 +94,7 @@ bool BatchCall::TakeNext(size_t& next) {
   pumping_ = true;
   next = next_++;
   open_ += items;
+  for (Request& request : requests_[next]) request.of_open_call = record_.admitted();
   return true;
 }
 
@@ -96,6 +107,7 @@ void BatchCall::SubmitForks(size_t next) {
     absl::MutexLock lock(&mutex_);
     pumping_ = false;
     if (ids.ok()) {
+      record_.Admit();
       ids_.insert(ids_.end(), ids->begin(), ids->end());
     } else {
       open_ -= items;
@@ -120,6 +132,7 @@ void BatchCall::Ended(size_t index, const Outcome& outcome) {
   bool pump = false;
   {
     absl::MutexLock lock(&mutex_);
+    record_.Add(outcome);
     rest = NoteFailure(outcome.status);
     --open_;
     waits_ = false;
@@ -159,7 +172,7 @@ void BatchCall::FinishCall() {
   }
   left.clear();
   if (status.ok()) *response_ = compose_(items_);
-  Finish(base::ToGrpc(status));
+  Close(base::ToGrpc(status));
 }
 
 void BatchCall::OnCancel() {

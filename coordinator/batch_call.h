@@ -14,6 +14,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "base/executor.h"
+#include "coordinator/call_record.h"
 #include "coordinator/engine.h"
 #include "coordinator/serving_model.h"
 
@@ -37,8 +38,8 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   using Compose = std::function<grpc::ByteBuffer(std::span<const BatchItem>)>;
 
   // `response` is the one gRPC gave the handler.
-  BatchCall(const ServingModel& model, Engine& engine, base::Executor& executor,
-            grpc::ByteBuffer* response);
+  BatchCall(const ServingModel& model, Engine& engine, base::Executor& executor, Method method,
+            grpc::CallbackServerContext& context, grpc::ByteBuffer* response);
 
   // At least one request, in groups of forks (Engine::SubmitForks). Items come in the same order.
   void Start(std::vector<std::vector<Request>> requests, Compose compose);
@@ -58,6 +59,7 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   // Keeps the first failure and returns the requests to cancel. mutex_ is held.
   std::vector<RequestId> NoteFailure(const absl::Status& status);
   void FinishCall();
+  void Close(const grpc::Status& status);
 
   Engine& engine_;
   base::Executor& executor_;
@@ -69,6 +71,7 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   std::shared_ptr<BatchCall> self_;             // until OnDone: gRPC holds a bare pointer
 
   absl::Mutex mutex_;  // guards the fields below
+  CallRecord record_;
   std::vector<RequestId> ids_;
   size_t next_ = 0;       // of requests_, to submit
   size_t open_ = 0;       // items submitted that have not ended

@@ -7,12 +7,24 @@
 
 namespace conclave::coordinator {
 
-ChatCall::ChatCall(const ServingModel& model, Engine& engine, base::Executor& executor)
-    : model_(model), engine_(engine), executor_(executor) {}
+ChatCall::ChatCall(const ServingModel& model, Engine& engine, base::Executor& executor,
+                   grpc::CallbackServerContext& context)
+    : model_(model),
+      engine_(engine),
+      executor_(executor),
+      record_(Method::kChat, context, engine.calls()) {}
 
 void ChatCall::Refuse(const absl::Status& status) {
   self_ = shared_from_this();
-  Finish(base::ToGrpc(status));
+  Close(base::ToGrpc(status));
+}
+
+void ChatCall::Close(const grpc::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    record_.End(status);
+  }
+  Finish(status);
 }
 
 void ChatCall::Start(Request request, ChatContext context) {
@@ -21,13 +33,11 @@ void ChatCall::Start(Request request, ChatContext context) {
   reply_.emplace(model_, std::move(context));
   request.sink = self_;
   absl::StatusOr<RequestId> id = engine_.Submit(std::move(request));
-  if (!id.ok()) {
-    Finish(base::ToGrpc(id.status()));
-    return;
-  }
+  if (!id.ok()) return Close(base::ToGrpc(id.status()));
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
+    record_.Admit();
     id_ = *id;
     submitted_ = true;
     cancelled = cancelled_;
@@ -46,6 +56,7 @@ void ChatCall::OnHeadLogits(int, int, std::span<const float>) {}
 void ChatCall::OnEnd(const Outcome& outcome) {
   absl::MutexLock lock(&mutex_);
   outcome_ = outcome;
+  record_.Add(outcome);
   Schedule();
 }
 
@@ -79,7 +90,7 @@ ChatCall::Work ChatCall::TakeWork() {
 void ChatCall::Pump() {
   while (!WriteNext()) {
     const Work work = TakeWork();
-    if (work.finish.has_value()) return Finish(*work.finish);
+    if (work.finish.has_value()) return Close(*work.finish);
     if (work.tokens.empty() && !work.last) return;
     Parse(work);
   }

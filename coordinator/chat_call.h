@@ -13,6 +13,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "base/executor.h"
+#include "coordinator/call_record.h"
 #include "coordinator/chat_reply.h"
 #include "coordinator/engine.h"
 #include "coordinator/reply.h"
@@ -25,7 +26,8 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                        public RequestSink,
                        public std::enable_shared_from_this<ChatCall> {
  public:
-  ChatCall(const ServingModel& model, Engine& engine, base::Executor& executor);
+  ChatCall(const ServingModel& model, Engine& engine, base::Executor& executor,
+           grpc::CallbackServerContext& context);
 
   // Submits `request`, or finishes the call with the engine's refusal.
   void Start(Request request, ChatContext context);
@@ -51,6 +53,7 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Schedule();
   Work TakeWork();
   void Pump();
+  void Close(const grpc::Status& status);
   void Parse(const Work& work);
   bool WriteNext();
 
@@ -65,6 +68,7 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::ByteBuffer written_;  // lives until OnWriteDone
 
   absl::Mutex mutex_;  // guards the fields below
+  CallRecord record_;
   std::vector<TokenEvent> pending_;
   std::optional<Outcome> outcome_;  // set once, then constant
   RequestId id_ = 0;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -98,6 +99,16 @@ std::vector<std::vector<Request>> MakeRequests(const ServingModel& model, const 
   return requests;
 }
 
+// Of the labels of one input, the slowest in each part.
+v1::Timings LongestTimings(std::span<const BatchItem> items) {
+  Outcome longest;
+  for (const BatchItem& item : items) {
+    longest.queue_time = std::max(longest.queue_time, item.outcome.queue_time);
+    longest.total_time = std::max(longest.total_time, item.outcome.total_time);
+  }
+  return TimingsOf(longest);
+}
+
 absl::StatusOr<LabelQuestions> ParseLabels(const ServingModel& model, const grpc::ByteBuffer& bytes,
                                            const std::string& peer) {
   v1::ScoreLabelsRequest request;
@@ -110,7 +121,8 @@ absl::StatusOr<LabelQuestions> ParseLabels(const ServingModel& model, const grpc
 grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifySequence(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
     grpc::ByteBuffer* response) {
-  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
+  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kClassifySequence,
+                                          *context, response);
   auto parsed = ParseSequences(model_, *bytes, context->peer());
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
@@ -126,6 +138,7 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifySequence(
                   *result = coordinator::ClassifySequence(
                       asked->options, model_.heads[asked->head].config, items[i].head_logits);
                   *result->mutable_usage() = ToProto(items[i].outcome);
+                  *result->mutable_timings() = TimingsOf(items[i].outcome);
                   result->set_truncated(asked->inputs[i].truncated);
                 }
                 return SerializeResponse(reply);
@@ -136,7 +149,8 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifySequence(
 grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifyTokens(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
     grpc::ByteBuffer* response) {
-  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
+  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kClassifyTokens,
+                                          *context, response);
   auto parsed = ParseTokens(model_, *bytes, context->peer());
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
@@ -152,6 +166,7 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifyTokens(
                                                         model_.heads[asked->head].config,
                                                         asked->inputs[i], items[i].head_logits);
                   *result->mutable_usage() = ToProto(items[i].outcome);
+                  *result->mutable_timings() = TimingsOf(items[i].outcome);
                 }
                 return SerializeResponse(reply);
               });
@@ -161,7 +176,8 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifyTokens(
 grpc::ServerUnaryReactor* ClassificationServiceImpl::ScoreLabels(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes,
     grpc::ByteBuffer* response) {
-  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
+  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kScoreLabels,
+                                          *context, response);
   auto parsed = ParseLabels(model_, *bytes, context->peer());
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
@@ -178,7 +194,13 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ScoreLabels(
       std::vector<float>& label = logprobs.emplace_back();
       for (const PromptLogprob& token : item.prompt) label.push_back(token.logprob);
     }
-    return SerializeResponse(coordinator::ScoreLabels(*questions, logprobs));
+    v1::ScoreLabelsResponse reply = coordinator::ScoreLabels(*questions, logprobs);
+    const size_t labels = questions->labels.size();
+    for (int i = 0; i < reply.results_size(); ++i) {
+      *reply.mutable_results(i)->mutable_timings() =
+          LongestTimings(items.subspan(i * labels, labels));
+    }
+    return SerializeResponse(reply);
   });
   return call.get();
 }

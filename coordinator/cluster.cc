@@ -77,6 +77,9 @@ void Cluster::OnMessage(WorkerId worker, const internal::v1::WorkerMessage& mess
         EndEpochAfterFault(fmt::format("{}: {}", Describe(*member), message.fault().message()));
       }
       break;
+    case internal::v1::WorkerMessage::kLeave:
+      OnLeave(*member);
+      break;
     default:
       break;  // a second Register, or nothing this version knows
   }
@@ -156,6 +159,43 @@ void Cluster::OnReady(ClusterMember& member, const internal::v1::Ready& ready) {
   base::Log().info("event=epoch_ready epoch={} world={}", epoch_, world());
 }
 
+void Cluster::OnLeave(ClusterMember& member) {
+  if (std::exchange(member.leaving, true)) return;
+  base::Log().info("event=worker_leaves worker={} who=\"{}\"", member.id, Describe(member));
+  if (!in_epoch() || member.rank < 0) DropLeavers();  // else when it can be spared
+}
+
+void Cluster::DropLeavers() {
+  for (auto member = members_.begin(); member != members_.end();) {
+    if (!member->second.leaving || (in_epoch() && member->second.rank >= 0)) {
+      ++member;
+      continue;
+    }
+    member->second.link->Close();
+    member = members_.erase(member);
+    refusal_logged_ = false;
+  }
+}
+
+bool Cluster::leaving() const {
+  return in_epoch() && std::any_of(members_.begin(), members_.end(),
+                                   [](const auto& entry) { return entry.second.leaving; });
+}
+
+bool Cluster::has_substitute() const {
+  return std::count_if(members_.begin(), members_.end(),
+                       [](const auto& entry) { return !entry.second.leaving; }) >= world();
+}
+
+void Cluster::LetGo() {
+  std::string who;
+  for (const auto& [id, member] : members_) {
+    if (member.leaving) who += (who.empty() ? "" : ", ") + Describe(member);
+  }
+  EndEpoch(fmt::format("{} left", who));
+  TryForm();
+}
+
 void Cluster::Gone(WorkerId worker, const std::string& why) {
   unregistered_.erase(worker);
   ClusterMember* member = Find(worker);
@@ -206,6 +246,7 @@ void Cluster::DropSilent(absl::Time now, absl::Duration pause) {
 
 void Cluster::TryForm() {
   if (in_epoch()) return;
+  DropLeavers();
   if (static_cast<int>(members_.size()) < world()) return;
   if (clock_.Now() < form_not_before_) return;
   const std::vector<ClusterMember*> by_rank = ChooseRanks();
@@ -332,6 +373,11 @@ std::vector<const ClusterMember*> Cluster::Ranked() const {
   std::sort(ranked.begin(), ranked.end(),
             [](const auto* a, const auto* b) { return a->rank < b->rank; });
   return ranked;
+}
+
+int Cluster::spares() const {
+  return static_cast<int>(std::count_if(members_.begin(), members_.end(),
+                                        [](const auto& entry) { return entry.second.rank < 0; }));
 }
 
 void Cluster::Shutdown() {

@@ -58,6 +58,13 @@ class Cluster {
   // least every kTick, after the messages that are there have been delivered.
   void Tick();
 
+  // A rank of the running epoch asks to leave; the others are enough for a group.
+  bool leaving() const;
+  bool has_substitute() const;
+  // Ends the epoch, which is running, and the streams of those that ask to leave; another begins at
+  // once if there are enough workers.
+  void LetGo();
+
   // Ends the epoch and every stream; the cluster is of no use afterwards.
   void Shutdown();
 
@@ -83,6 +90,8 @@ class Cluster {
   const std::string& last_end() const { return last_end_; }
   // Members with a rank of the current or the last epoch, ascending.
   std::vector<const ClusterMember*> Ranked() const;
+  // How many have none.
+  int spares() const;
   const ClusterOptions& options() const { return options_; }
 
   static constexpr absl::Duration kTick = absl::Milliseconds(100);
@@ -106,6 +115,8 @@ class Cluster {
   absl::Status CheckRegister(const internal::v1::Register& registration) const;
   void Refuse(WorkerId worker, const std::string& reason);
   void OnReady(ClusterMember& member, const internal::v1::Ready& ready);
+  void OnLeave(ClusterMember& member);
+  void DropLeavers();
 
   void TryForm();
   std::vector<ClusterMember*> ChooseRanks();

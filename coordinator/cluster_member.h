@@ -17,6 +17,8 @@ struct ClusterMember {
   internal::v1::Register registration;
   absl::Time last_heard;
 
+  bool leaving = false;  // it was told to stop and waits to be let go
+
   // In the current epoch, or the last one while there is none; -1: a spare, or new.
   int rank = -1;
   // Of the last epoch, here or as the worker told: its weights are resident.

@@ -132,6 +132,12 @@ inline internal::v1::WorkerMessage HeartbeatMessage(uint64_t epoch) {
   return message;
 }
 
+inline internal::v1::WorkerMessage LeaveMessage() {
+  internal::v1::WorkerMessage message;
+  message.mutable_leave();
+  return message;
+}
+
 inline internal::v1::WorkerMessage FaultMessage(uint64_t epoch, const std::string& why) {
   internal::v1::WorkerMessage message;
   message.mutable_fault()->set_epoch(epoch);

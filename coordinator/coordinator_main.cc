@@ -1,7 +1,8 @@
 // conclave-coordinator: public API on one side, workers on the other.
 //
-// Prints `internal HOST:PORT` and `listening HOST:PORT` on stdout once both are bound. Exit codes:
-// 0 stopped by SIGINT or SIGTERM; 1 error; 2 usage.
+// Prints `internal HOST:PORT`, `metrics HOST:PORT` if asked for, and `listening HOST:PORT` on
+// stdout once all are bound. SIGTERM drains and then stops; SIGINT, and a second signal, stop at
+// once. Exit codes: 0 stopped by a signal; 1 error; 2 usage.
 
 #include <fmt/format.h>
 #include <pthread.h>
@@ -11,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "base/flags.h"
 #include "base/logging.h"
 #include "base/mapped_files.h"
@@ -42,6 +45,8 @@ struct Flags {
   bool no_prefix_cache = false;
   std::string exchange = "auto";
   std::string log_level = "info";
+  std::string log_format = "text";
+  double drain_limit = 30;
   CoordinatorOptions options;
 };
 
@@ -61,6 +66,8 @@ void DeclareAddresses(base::FlagSet& app, Flags& flags) {
       .Type("HOST:PORT")
       .ShowDefault();
   app.Add("--health-listen", &options.health_listen, "plaintext grpc.health.v1").Type("HOST:PORT");
+  app.Add("--metrics-listen", &options.metrics_listen, "metrics for Prometheus, over plain HTTP")
+      .Type("HOST:PORT");
 }
 
 void DeclareModel(base::FlagSet& app, Flags& flags) {
@@ -107,6 +114,11 @@ void DeclareEngine(base::FlagSet& app, Flags& flags) {
 }
 
 absl::Status Resolve(Flags& flags) {
+  if (!(flags.drain_limit >= 0 && flags.drain_limit <= 86'400)) {
+    return absl::InvalidArgumentError(fmt::format(
+        "--drain-limit is {}: it must be between 0 and 86400 seconds", flags.drain_limit));
+  }
+  flags.options.engine.drain_limit = absl::Seconds(flags.drain_limit);
   ASSIGN_OR_RETURN(flags.options.engine.exchange, ParseExchangeChoice(flags.exchange));
   for (const std::string& head : flags.heads) {
     ASSIGN_OR_RETURN(const model::HeadFlag parsed, model::ParseHeadFlag(head));
@@ -125,7 +137,21 @@ absl::Status Resolve(Flags& flags) {
   ASSIGN_OR_RETURN(flags.options.engine.cluster.shape,
                    model::ResolveShape(flags.workers, flags.dp, flags.tp));
   RETURN_IF_ERROR(CheckEngineOptions(flags.options.engine));
-  return base::InitLogging("coordinator", flags.log_level);
+  return base::InitLogging("coordinator", flags.log_level, flags.log_format);
+}
+
+// Until nothing is under way, the limit has passed, or another signal came.
+void Drain(CoordinatorServer& server, const sigset_t& signals) {
+  absl::Notification drained;
+  server.Drain([&drained] { drained.Notify(); });
+  const timespec patience = {.tv_sec = 0, .tv_nsec = 20'000'000};
+  while (!drained.HasBeenNotified()) {
+    if (sigtimedwait(&signals, nullptr, &patience) < 0) continue;
+    base::Log().info("event=drain_cut_short");
+    break;
+  }
+  server.Stop();  // answers a drain that is not done
+  drained.WaitForNotification();
 }
 
 int Serve(const CoordinatorOptions& options) {
@@ -136,12 +162,15 @@ int Serve(const CoordinatorOptions& options) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before any thread: all of them inherit it
   auto server = CoordinatorServer::Start(options);
   if (!server.ok()) return Fail(std::string(server.status().message()), kExitError);
-  fmt::print("internal {}\nlistening {}\n", (*server)->internal_address(),
-             (*server)->listen_address());
+  fmt::print("internal {}\n", (*server)->internal_address());
+  const std::string metrics = (*server)->metrics_address();
+  if (!metrics.empty()) fmt::print("metrics {}\n", metrics);
+  fmt::print("listening {}\n", (*server)->listen_address());
   std::fflush(stdout);
   int signal = 0;
   sigwait(&signals, &signal);
   base::Log().info("event=stopping signal={}", signal);
+  if (signal == SIGTERM) Drain(**server, signals);
   (*server)->Stop();
   return 0;
 }
@@ -158,7 +187,14 @@ int Main(int argc, char** argv) {
   DeclareModel(app, flags);
   DeclareAddresses(app, flags);
   DeclareEngine(app, flags);
+  app.Add("--drain-limit", &flags.drain_limit,
+          "after SIGTERM, or ClusterService.Drain: what is under way may go on for so long")
+      .Type("SECONDS")
+      .ShowDefault();
   app.Add("--log-level", &flags.log_level, "trace, debug, info, warn, error or off").ShowDefault();
+  app.Add("--log-format", &flags.log_format, "text, or json: one object for each line")
+      .OneOf({"text", "json"})
+      .ShowDefault();
   const base::ParsedFlags parsed = app.Parse(argc, argv);
   if (parsed.outcome == ParseOutcome::kError) {
     return Fail(fmt::format("{} (see --help)", parsed.text), kExitUsage);

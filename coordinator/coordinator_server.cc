@@ -17,6 +17,8 @@
 #include "coordinator/cluster_service.h"
 #include "coordinator/generation_service.h"
 #include "coordinator/health_watch.h"
+#include "coordinator/metrics_listener.h"
+#include "coordinator/metrics_text.h"
 #include "coordinator/model_service.h"
 #include "coordinator/worker_registry_service.h"
 
@@ -90,14 +92,31 @@ class Server final : public CoordinatorServer {
     health_watch_.emplace(
         std::move(servers), [this] { return engine_->Serving(); },
         [this] { return engine_->Live(); });
+    if (options.metrics_listen.empty()) return absl::OkStatus();
+    facts_ = {
+        .model = model_.name,
+        .ready = false,
+        .workers_wanted = options.engine.cluster.shape.world(),
+        .queue_limit = options.engine.max_queued,
+        .running_limit = options.engine.cluster.max_running * options.engine.cluster.shape.dp};
+    ASSIGN_OR_RETURN(metrics_,
+                     MetricsListener::Start(options.metrics_listen, [this] { return Metrics(); }));
     return absl::OkStatus();
   }
 
   std::string listen_address() const override { return public_.address; }
   std::string internal_address() const override { return internal_.address; }
+  std::string metrics_address() const override {
+    return metrics_ == nullptr ? "" : metrics_->address();
+  }
+
+  void Drain(std::function<void()> done) override {
+    engine_->DrainForGood([done = std::move(done)](const auto&) { done(); });
+  }
 
   void Stop() override {
     health_watch_.reset();
+    metrics_ = nullptr;
     if (engine_ != nullptr) engine_->Stop();
     const auto deadline = absl::ToChronoTime(absl::Now() + kShutdownLimit);
     for (Listener* listener : {&public_, &internal_, &health_}) {
@@ -108,8 +127,15 @@ class Server final : public CoordinatorServer {
   }
 
  private:
+  std::string Metrics() {
+    ProcessFacts facts = facts_;
+    facts.ready = engine_->Serving();
+    return MetricsText(engine_->Report(), engine_->calls(), facts);
+  }
+
   const ServingModel model_;
   const base::SteadyClock clock_;
+  ProcessFacts facts_;
   std::unique_ptr<base::Executor> executor_ = std::make_unique<base::Executor>();
   std::unique_ptr<EngineLoop> engine_;
   std::optional<WorkerRegistryService> registry_;
@@ -121,6 +147,7 @@ class Server final : public CoordinatorServer {
   Listener public_;
   Listener health_;
   std::optional<HealthWatch> health_watch_;
+  std::unique_ptr<MetricsListener> metrics_;
 };
 
 // What the engine needs to know of the model.

@@ -7,6 +7,7 @@
 //   ... server->listen_address() ...
 //   server->Stop();
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -22,6 +23,7 @@ struct CoordinatorOptions {
   std::string listen;    // public API, HOST:PORT; port 0 takes a free one
   std::string internal_listen;  // workers
   std::string health_listen;    // plaintext health; empty: none
+  std::string metrics_listen;   // HTTP for Prometheus; empty: none
 };
 
 // All methods from one thread.
@@ -34,6 +36,11 @@ class CoordinatorServer {
   // HOST:PORT with the port that was bound.
   virtual std::string listen_address() const = 0;
   virtual std::string internal_address() const = 0;
+  virtual std::string metrics_address() const = 0;  // empty: none
+
+  // Takes no more work; `done` is called by any thread when none is left, or the limit
+  // (EngineOptions) has passed. Stop follows.
+  virtual void Drain(std::function<void()> done) = 0;
 
   // Ends every request with UNAVAILABLE, then the servers. Returns within seconds.
   virtual void Stop() = 0;

@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "coordinator/call_account.h"
 #include "coordinator/stop_strings.h"
 #include "model/config.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
@@ -109,6 +110,7 @@ struct Request {
   int priority = 0;                         // the higher is admitted first
   std::string user;                         // whose share of the service this is
   absl::Time deadline = absl::InfiniteFuture();
+  bool of_open_call = false;  // of a call that is under way: taken while the engine drains, too
   std::shared_ptr<RequestSink> sink;
 };
 
@@ -127,7 +129,8 @@ class Engine {
 
   // Takes the request or refuses it at once: RESOURCE_EXHAUSTED when the queue is full (with a
   // retry delay, base/retry_delay.h), or when the request could never fit the KV cache (with the
-  // numbers); UNAVAILABLE while the group is not READY. After an error the sink is never called.
+  // numbers); UNAVAILABLE while the group is not READY, or the engine drains. After an error the
+  // sink is never called.
   absl::StatusOr<RequestId> Submit(Request request) {
     std::vector<Request> one;
     one.push_back(std::move(request));
@@ -149,11 +152,19 @@ class Engine {
   using RebalanceDone = std::function<void(absl::StatusOr<v1::RebalanceResponse>)>;
   virtual void Rebalance(const v1::RebalanceRequest& request, RebalanceDone done) = 0;
 
+  // Stops taking work or takes it again, as ClusterService.Drain says. `done` as above.
+  using DrainDone = std::function<void(absl::StatusOr<v1::DrainResponse>)>;
+  virtual void Drain(const v1::DrainRequest& request, DrainDone done) = 0;
+
   // State, ranks and counters, as ClusterService reports them.
   virtual v1::GetClusterResponse Snapshot() = 0;
 
-  // SERVING for grpc.health.v1: READY, and either nothing is queued or results keep coming.
+  // SERVING for grpc.health.v1: READY, not draining, and either nothing is queued or results keep
+  // coming.
   virtual bool Serving() = 0;
+
+  // Where the services count their calls. A drain waits for those it has admitted.
+  virtual CallAccount& calls() = 0;
 };
 
 }  // namespace conclave::coordinator

@@ -23,8 +23,11 @@ constexpr int kMessagesPerRound = 1024;
 // batch land in one step, and callers that ask again at once do not hold it up.
 constexpr int kLateMessagesPerRound = 64;
 
-// A Snapshot's patience with the loop; then the last one is given.
-constexpr absl::Duration kSnapshotLimit = absl::Seconds(2);
+// A Report's patience with the loop; then the last one is given.
+constexpr absl::Duration kReportLimit = absl::Seconds(2);
+
+// Of those refused because the engine drains: another server may be there at once.
+constexpr absl::Duration kDrainRetryDelay = absl::Seconds(1);
 
 // The loop goes round every Cluster::kTick at least; one that has not for this long is stuck.
 constexpr absl::Duration kLiveLimit = absl::Seconds(10);
@@ -61,6 +64,10 @@ void EndUnserved(const Request& request, const absl::Status& status) {
 
 absl::Status CheckEngineOptions(const EngineOptions& options) {
   RETURN_IF_ERROR(CheckSchedulerOptions(SchedulerOptionsOf(options)));
+  if (options.drain_limit < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(fmt::format("drain_limit is {}: it must be at least 0",
+                                                  absl::FormatDuration(options.drain_limit)));
+  }
   if (options.cluster.kv_cache_bytes >= 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       fmt::format("kv_cache_bytes is {}: it must be at least 0", options.cluster.kv_cache_bytes));
@@ -80,11 +87,13 @@ EngineLoop::EngineLoop(EngineOptions options, SchedulerOptions scheduler_options
       scheduler_options_(std::move(scheduler_options)),
       cluster_(std::move(options.cluster), rendezvous_, clock),
       scheduler_(scheduler_options_, clock),
-      rebalancer_(cluster_, scheduler_, clock) {
+      rebalancer_(cluster_, scheduler_, clock),
+      drainer_(options.drain_limit, scheduler_, calls_, clock),
+      handover_(options.drain_limit, cluster_, scheduler_, clock) {
   Publish();
   {
     absl::MutexLock lock(&mutex_);
-    published_.report = ReportCluster(cluster_, scheduler_);
+    published_.report = MakeReport();
   }
   thread_ = std::thread([this] { Run(); });
 }
@@ -104,6 +113,9 @@ absl::StatusOr<std::vector<RequestId>> EngineLoop::SubmitForks(std::vector<Reque
   absl::Duration retry_delay;
   {
     absl::MutexLock lock(&mutex_);
+    if (!published_.refusal.empty() && !requests.front().of_open_call) {
+      return base::WithRetryDelay(absl::UnavailableError(published_.refusal), kDrainRetryDelay);
+    }
     if (!published_.ready) {
       return absl::UnavailableError(
           fmt::format("no complete group of workers is ready: {}", published_.problem));
@@ -144,11 +156,21 @@ void EngineLoop::Rebalance(const v1::RebalanceRequest& request, RebalanceDone do
   done(absl::UnavailableError("the coordinator stops"));
 }
 
-v1::GetClusterResponse EngineLoop::Snapshot() {
-  auto reply = std::make_shared<SnapshotReply>();
-  if (mailbox_.Post(SnapshotMessage{.reply = reply})) {
+void EngineLoop::Drain(const v1::DrainRequest& request, DrainDone done) {
+  if (mailbox_.Post(DrainMessage{.request = request, .done = done})) return;
+  done(absl::UnavailableError("the coordinator stops"));
+}
+
+void EngineLoop::DrainForGood(DrainDone done) {
+  if (mailbox_.Post(DrainMessage{.request = std::nullopt, .done = done})) return;
+  done(absl::UnavailableError("the coordinator stops"));
+}
+
+EngineReport EngineLoop::Report() {
+  auto reply = std::make_shared<ReportReply>();
+  if (mailbox_.Post(ReportMessage{.reply = reply})) {
     absl::MutexLock lock(&reply->mutex);
-    if (reply->mutex.AwaitWithTimeout(absl::Condition(&reply->done), kSnapshotLimit)) {
+    if (reply->mutex.AwaitWithTimeout(absl::Condition(&reply->done), kReportLimit)) {
       return std::move(reply->report);
     }
   }
@@ -158,7 +180,8 @@ v1::GetClusterResponse EngineLoop::Snapshot() {
 
 bool EngineLoop::Serving() {
   absl::MutexLock lock(&mutex_);
-  return published_.ready && !published_.progress.Stalled(clock_.Now());
+  return published_.ready && published_.refusal.empty() &&
+         !published_.progress.Stalled(clock_.Now());
 }
 
 bool EngineLoop::Live() {
@@ -183,24 +206,28 @@ void EngineLoop::OnWorkerGone(WorkerId worker, const std::string& why) {
 void EngineLoop::Run() {
   while (!stopping_) {
     // Silence is judged only when everything that was said has been heard.
-    if (Drain()) cluster_.Tick();
+    if (Hear()) cluster_.Tick();
     FollowCluster();
     rebalancer_.Advance();
+    handover_.Advance(rebalancer_.under_way());
+    FollowCluster();
     scheduler_.Expire();
+    drainer_.Advance(posted_.load());
     SendPlans();
     Publish();
   }
   mailbox_.Close();
   rebalancer_.Fail(absl::UnavailableError("the coordinator stops"));
+  drainer_.Fail(absl::UnavailableError("the coordinator stops"));
   scheduler_.FailAll(absl::UnavailableError("the coordinator stops"));
   cluster_.Shutdown();
-  while (!mailbox_.closed()) Drain();  // ends what was submitted meanwhile
+  while (!mailbox_.closed()) Hear();  // ends what was submitted meanwhile
   Publish();
 }
 
 // Waits for a message and handles those that are there. True when everything has been heard that
 // was said before the last true: callers without end must not keep the clock from ticking.
-bool EngineLoop::Drain() {
+bool EngineLoop::Hear() {
   std::optional<Message> message = mailbox_.Take(WaitLimit());
   if (unheard_ == 0) unheard_ = mailbox_.size() + (message.has_value() ? 1 : 0);
   bool heard = unheard_ == 0;
@@ -224,6 +251,7 @@ void EngineLoop::Handle(SubmitMessage& message) {
     if (scheduler_.in_epoch()) {
       const auto leader =
           id == message.first_id ? std::nullopt : std::optional<RequestId>(message.first_id);
+      request.sink = Measured(std::move(request.sink), metrics_, clock_);
       scheduler_.Submit(id++, std::move(request), leader);
     } else {
       EndUnserved(request, absl::UnavailableError(fmt::format(
@@ -256,8 +284,8 @@ void EngineLoop::Handle(GoneMessage& message) {
   FollowCluster();
 }
 
-void EngineLoop::Handle(SnapshotMessage& message) {
-  v1::GetClusterResponse report = ReportCluster(cluster_, scheduler_);
+void EngineLoop::Handle(ReportMessage& message) {
+  EngineReport report = MakeReport();
   {
     absl::MutexLock lock(&mutex_);
     published_.report = report;
@@ -272,12 +300,22 @@ void EngineLoop::Handle(RebalanceMessage& message) {
   rebalancer_.Begin(message.request, std::move(message.done));
 }
 
+void EngineLoop::Handle(DrainMessage& message) {
+  if (stopping_) return message.done(absl::UnavailableError("the coordinator stops"));
+  if (message.request.has_value()) {
+    drainer_.Begin(*message.request, std::move(message.done));
+  } else {
+    drainer_.BeginForGood(std::move(message.done));
+  }
+}
+
 void EngineLoop::Handle(StopMessage&) { stopping_ = true; }
 
 void EngineLoop::HandleResult(WorkerId worker, const internal::v1::StepResult& result) {
   cluster_.Touch(worker);
   const std::optional<int> rank = cluster_.RankOf(worker, result.epoch());
   if (!rank.has_value() || !scheduler_.in_epoch()) return;
+  metrics_.ObserveStep(result);
   const absl::Status accepted = scheduler_.OnResult(*rank, result);
   if (accepted.ok()) return;
   cluster_.Fault(worker, accepted);
@@ -311,11 +349,25 @@ void EngineLoop::SendPlans() {
 void EngineLoop::Publish() {
   absl::MutexLock lock(&mutex_);
   published_.ready = scheduler_.in_epoch();
+  published_.refusal = drainer_.draining() ? "the service is draining: it takes no new work"
+                       : handover_.refusing()
+                           ? "a worker is leaving, and no other is there to take its place"
+                           : "";
   published_.problem = stopping_ ? "the coordinator stops" : cluster_.Problem();
   published_.limits = Limits();
   published_.retry_delay = scheduler_.RetryDelay();
   published_.progress = scheduler_.progress();
   published_.last_round = clock_.Now();
+}
+
+EngineReport EngineLoop::MakeReport() const {
+  EngineReport report;
+  report.cluster = ReportCluster(cluster_, scheduler_);
+  report.cluster.set_draining(drainer_.draining());
+  report.metrics = metrics_;
+  report.spares = cluster_.spares();
+  report.plans_in_flight = scheduler_.plans_in_flight();
+  return report;
 }
 
 RequestLimits EngineLoop::Limits() const {

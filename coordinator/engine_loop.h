@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <variant>
@@ -24,8 +25,11 @@
 #include "base/mailbox.h"
 #include "coordinator/cluster.h"
 #include "coordinator/cluster_options.h"
+#include "coordinator/drainer.h"
 #include "coordinator/engine.h"
+#include "coordinator/engine_metrics.h"
 #include "coordinator/exchange_policy.h"
+#include "coordinator/handover.h"
 #include "coordinator/progress.h"
 #include "coordinator/rebalancer.h"
 #include "coordinator/rendezvous.h"
@@ -42,6 +46,16 @@ struct EngineOptions {
   int pipeline_depth = 2;
   bool prefix_cache = true;
   ExchangeChoice exchange = ExchangeChoice::kAuto;
+  // What is under way when a drain begins may go on for so long.
+  absl::Duration drain_limit = absl::Seconds(30);
+};
+
+// Everything that is to be seen of an engine, at one moment.
+struct EngineReport {
+  v1::GetClusterResponse cluster;
+  EngineMetrics metrics;
+  int spares = 0;  // workers without a rank
+  int plans_in_flight = 0;
 };
 
 // INVALID_ARGUMENT names the option and the number. `cluster.shape` is resolved.
@@ -63,8 +77,16 @@ class EngineLoop final : public Engine, public WorkerEvents {
   absl::StatusOr<std::vector<RequestId>> SubmitForks(std::vector<Request>& requests) override;
   void Cancel(RequestId id) override;
   void Rebalance(const v1::RebalanceRequest& request, RebalanceDone done) override;
-  v1::GetClusterResponse Snapshot() override;
+  void Drain(const v1::DrainRequest& request, DrainDone done) override;
+  v1::GetClusterResponse Snapshot() override { return Report().cluster; }
+  CallAccount& calls() override { return calls_; }
   bool Serving() override;
+
+  // A drain before Stop, which nobody can undo.
+  void DrainForGood(DrainDone done);
+
+  // The last one if the loop does not answer soon.
+  EngineReport Report();
 
   // The loop answers: it has gone round lately, whatever state the group is in.
   bool Live();
@@ -77,11 +99,11 @@ class EngineLoop final : public Engine, public WorkerEvents {
   Rendezvous& rendezvous() { return rendezvous_; }
 
  private:
-  // A Snapshot's caller waits for this.
-  struct SnapshotReply {
+  // A Report's caller waits for this.
+  struct ReportReply {
     absl::Mutex mutex;  // guards both below
     bool done = false;
-    v1::GetClusterResponse report;
+    EngineReport report;
   };
 
   struct SubmitMessage {
@@ -103,50 +125,59 @@ class EngineLoop final : public Engine, public WorkerEvents {
     WorkerId worker;
     std::string why;
   };
-  struct SnapshotMessage {
-    std::shared_ptr<SnapshotReply> reply;
+  struct ReportMessage {
+    std::shared_ptr<ReportReply> reply;
   };
   struct RebalanceMessage {
     v1::RebalanceRequest request;
     RebalanceDone done;
   };
+  struct DrainMessage {
+    std::optional<v1::DrainRequest> request;  // none: for good
+    DrainDone done;
+  };
   struct StopMessage {};
-  using Message = std::variant<SubmitMessage, CancelMessage, JoinedMessage, SaidMessage,
-                               GoneMessage, SnapshotMessage, RebalanceMessage, StopMessage>;
+  using Message =
+      std::variant<SubmitMessage, CancelMessage, JoinedMessage, SaidMessage, GoneMessage,
+                   ReportMessage, RebalanceMessage, DrainMessage, StopMessage>;
 
   // What other threads may know without asking the loop.
   struct Published {
     bool ready = false;
+    std::string refusal;  // why nothing new is taken; empty: it is
     std::string problem;
     RequestLimits limits;  // of the running epoch
     absl::Duration retry_delay;
     Progress progress;
     absl::Time last_round;
-    v1::GetClusterResponse report;  // of the last Snapshot
+    EngineReport report;  // the last one made
   };
 
   EngineLoop(EngineOptions options, SchedulerOptions scheduler_options, const base::Clock& clock);
 
   // All below: the loop's thread.
   void Run();
-  bool Drain();
+  bool Hear();
   absl::Duration WaitLimit() const;
   void Handle(SubmitMessage& message);
   void Handle(CancelMessage& message);
   void Handle(JoinedMessage& message);
   void Handle(SaidMessage& message);
   void Handle(GoneMessage& message);
-  void Handle(SnapshotMessage& message);
+  void Handle(ReportMessage& message);
   void Handle(RebalanceMessage& message);
+  void Handle(DrainMessage& message);
   void Handle(StopMessage& message);
   void HandleResult(WorkerId worker, const internal::v1::StepResult& result);
   void FollowCluster();
   void SendPlans();
   void Publish();
+  EngineReport MakeReport() const;
   RequestLimits Limits() const;
 
   const base::Clock& clock_;
   const SchedulerOptions scheduler_options_;
+  CallAccount calls_;
   Rendezvous rendezvous_;
   base::Mailbox<Message> mailbox_;
   std::atomic<RequestId> next_id_{1};
@@ -159,9 +190,12 @@ class EngineLoop final : public Engine, public WorkerEvents {
   Published published_ ABSL_GUARDED_BY(mutex_);
 
   // Of the loop's thread.
+  EngineMetrics metrics_;  // outlives the scheduler's sinks
   Cluster cluster_;
   Scheduler scheduler_;
   Rebalancer rebalancer_;
+  Drainer drainer_;
+  Handover handover_;
   uint64_t scheduled_epoch_ = 0;
   bool stopping_ = false;
   size_t unheard_ = 0;  // of the messages that waited when all before them had been heard

@@ -1,9 +1,12 @@
 #include "coordinator/engine_loop.h"
 
 #include <atomic>
+#include <cmath>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -11,6 +14,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
+#include "base/retry_delay.h"
 #include "coordinator/cluster_testing.h"
 #include "coordinator/engine_testing.h"
 #include "gmock/gmock.h"
@@ -178,21 +182,42 @@ class EngineLoopTest : public ::testing::Test {
   }
 
   // What the engine answered, once it has.
-  struct Rebalanced {
+  template <typename Response>
+  struct Reply {
     absl::Mutex mutex;  // guards what follows
     int answers = 0;
-    absl::StatusOr<v1::RebalanceResponse> result;
+    absl::StatusOr<Response> result;
   };
-  std::shared_ptr<Rebalanced> AskRebalance(const v1::RebalanceRequest& request) {
-    auto reply = std::make_shared<Rebalanced>();
-    engine_->Rebalance(request, [reply](absl::StatusOr<v1::RebalanceResponse> result) {
+  template <typename Response>
+  static std::function<void(absl::StatusOr<Response>)> Into(
+      std::shared_ptr<Reply<Response>> reply) {
+    return [reply](absl::StatusOr<Response> result) {
       absl::MutexLock lock(&reply->mutex);
       reply->result = std::move(result);
       ++reply->answers;
-    });
+    };
+  }
+  std::shared_ptr<Reply<v1::RebalanceResponse>> AskRebalance(const v1::RebalanceRequest& request) {
+    auto reply = std::make_shared<Reply<v1::RebalanceResponse>>();
+    engine_->Rebalance(request, Into(reply));
     return reply;
   }
-  static absl::StatusOr<v1::RebalanceResponse> Answer(Rebalanced& reply) {
+  std::shared_ptr<Reply<v1::DrainResponse>> AskDrain(std::optional<double> seconds = std::nullopt) {
+    v1::DrainRequest request;
+    if (seconds.has_value()) request.set_limit_seconds(*seconds);
+    auto reply = std::make_shared<Reply<v1::DrainResponse>>();
+    engine_->Drain(request, Into(reply));
+    return reply;
+  }
+  absl::StatusOr<v1::DrainResponse> Resume() {
+    v1::DrainRequest request;
+    request.set_resume(true);
+    auto reply = std::make_shared<Reply<v1::DrainResponse>>();
+    engine_->Drain(request, Into(reply));
+    return Answer(*reply);
+  }
+  template <typename Response>
+  static absl::StatusOr<Response> Answer(Reply<Response>& reply) {
     absl::MutexLock lock(&reply.mutex);
     const auto there = [&] { return reply.answers > 0; };
     reply.mutex.AwaitWithTimeout(absl::Condition(&there), kPatience);
@@ -489,6 +514,241 @@ TEST_F(EngineLoopTest, StopAnswersARebalanceThatIsUnderWay) {
   const auto reply = AskRebalance({});
   engine_->Stop();
   EXPECT_EQ(Answer(*reply).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(EngineLoopTest, ADrainRefusesNewWorkAndWaitsForWhatIsUnderWay) {
+  EngineOptions options = SmallEngineOptions({.dp = 1, .tp = 1});
+  options.cluster.max_running = 1;
+  Start(options);
+  JoinAll();
+  workers_[0]->Hold();
+  const auto running = sink();
+  const auto queued = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(running, 20, 30, 9)).ok());
+  ASSERT_TRUE(engine_->Submit(MakeRequest(queued, 20, 10, 3)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  engine_->calls().Admit();  // their call
+  const auto reply = AskDrain();
+  ASSERT_TRUE(WaitUntil([&] { return !engine_->Serving(); }));
+  EXPECT_TRUE(engine_->Snapshot().draining());
+  EXPECT_TRUE(engine_->Live());
+  const absl::Status refused = engine_->Submit(MakeRequest(sink(), 5, 5)).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(base::RetryDelay(refused), absl::Seconds(1));
+  // What belongs to a call that is under way is taken.
+  Request part = MakeRequest(sink(), 5, 5);
+  part.of_open_call = true;
+  EXPECT_TRUE(engine_->Submit(std::move(part)).ok());
+  workers_[0]->Release();
+  for (const auto& one : {running, queued}) {
+    ASSERT_TRUE(one->WaitForEnd(kPatience));
+    EXPECT_TRUE(one->outcome().status.ok()) << one->outcome().status;
+  }
+  EXPECT_EQ(running->tokens().size(), 30u);
+  engine_->Snapshot();
+  EXPECT_EQ(reply->answers, 0) << "the call has not ended";
+  engine_->calls().Leave();
+  const auto drained = Answer(*reply);
+  ASSERT_TRUE(drained.ok()) << drained.status();
+  EXPECT_EQ(drained->calls(), 1u);
+  EXPECT_EQ(drained->cut(), 0u);
+  EXPECT_TRUE(drained->draining());
+
+  ASSERT_TRUE(Resume().ok());
+  ASSERT_TRUE(WaitUntil([&] { return engine_->Serving(); }));
+  const auto after = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(after, 5, 5)).ok());
+  ASSERT_TRUE(after->WaitForEnd(kPatience));
+  EXPECT_TRUE(after->outcome().status.ok());
+}
+
+TEST_F(EngineLoopTest, TheLimitOfADrainEndsEveryStreamOnce) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  workers_[0]->Hold();
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (int i = 0; i < 12; ++i) {  // more than run at once
+    sinks.push_back(sink());
+    ASSERT_TRUE(engine_->Submit(MakeRequest(sinks.back(), 20, 30)).ok());
+  }
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  const auto first = AskDrain(60);
+  const auto sooner = AskDrain(5);
+  ASSERT_TRUE(WaitUntil([&] { return !engine_->Serving(); }));
+  EXPECT_FALSE(sinks[0]->ended());
+  clock_.Advance(absl::Seconds(6));
+  for (const auto& one : sinks) {
+    ASSERT_TRUE(one->WaitForEnd(kPatience));
+    EXPECT_EQ(one->outcome().status.code(), absl::StatusCode::kUnavailable);
+  }
+  EXPECT_TRUE(Answer(*first).ok());
+  EXPECT_TRUE(Answer(*sooner).ok());
+  // The epoch has gone on: nothing is left of them, and the next one is served.
+  workers_[0]->Release();
+  ASSERT_TRUE(Resume().ok());
+  ASSERT_TRUE(WaitUntil([&] { return engine_->Serving(); }));
+  const auto after = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(after, 5, 5)).ok());
+  ASSERT_TRUE(after->WaitForEnd(kPatience));
+  EXPECT_TRUE(after->outcome().status.ok());
+  EXPECT_EQ(engine_->Snapshot().epoch(), 1u);
+}
+
+TEST_F(EngineLoopTest, ADrainSaysWhatItCannotDo) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  EXPECT_THAT(Answer(*AskDrain(-1)).status().ToString(), HasSubstr("limit_seconds is -1"));
+  EXPECT_THAT(Answer(*AskDrain(std::nan(""))).status().ToString(), HasSubstr("limit_seconds"));
+  EXPECT_TRUE(Resume().ok()) << "there is nothing to undo";
+  EXPECT_TRUE(engine_->Serving());
+  const auto id = engine_->Submit(MakeRequest(sink(), 5, 100));
+  workers_[0]->Hold();
+  engine_->calls().Admit();
+  const auto waits = AskDrain();
+  ASSERT_TRUE(Resume().ok());
+  EXPECT_EQ(Answer(*waits).status().code(), absl::StatusCode::kAborted);
+  engine_->calls().Leave();
+  auto stopped = std::make_shared<Reply<v1::DrainResponse>>();
+  engine_->DrainForGood(Into(stopped));
+  EXPECT_EQ(Resume().status().code(), absl::StatusCode::kFailedPrecondition);
+  engine_->Stop();
+  Answer(*stopped).IgnoreError();
+  EXPECT_EQ(Answer(*AskDrain()).status().code(), absl::StatusCode::kUnavailable);
+}
+
+// With a spare: streams pause, and go on in another epoch as if nothing had been.
+TEST_F(EngineLoopTest, AWorkerThatLeavesIsReplacedAndStreamsGoOn) {
+  EngineOptions options = SmallEngineOptions({.dp = 2, .tp = 1});
+  options.cluster.max_running = 4;
+  Start(options);
+  JoinAll();
+  FakeWorker& spare = Join();
+  for (const auto& worker : workers_) worker->Hold();
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (uint64_t seed = 0; seed < 12; ++seed) {  // more than run at once
+    sinks.push_back(sink());
+    ASSERT_TRUE(engine_->Submit(MakeRequest(sinks.back(), 20, 30, seed)).ok());
+  }
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  engine_->OnWorkerMessage(workers_[0]->id(), LeaveMessage());
+  engine_->Snapshot();
+  EXPECT_FALSE(workers_[0]->closed()) << "plans are still unanswered";
+  for (const auto& worker : workers_) worker->Release();
+  for (uint64_t seed = 0; seed < sinks.size(); ++seed) {
+    ASSERT_TRUE(sinks[seed]->WaitForEnd(kPatience));
+    EXPECT_TRUE(sinks[seed]->outcome().status.ok()) << sinks[seed]->outcome().status;
+    ASSERT_EQ(sinks[seed]->tokens().size(), 30u);
+    for (int i = 0; i < 30; ++i) {
+      EXPECT_EQ(sinks[seed]->tokens()[i], FakeToken(seed, 20 + i, 1000));
+    }
+  }
+  EXPECT_TRUE(workers_[0]->closed());
+  EXPECT_EQ(spare.assignments().size(), 1u);
+  const v1::GetClusterResponse report = engine_->Snapshot();
+  EXPECT_EQ(report.epoch(), 2u);
+  EXPECT_EQ(report.counters().requests_failed(), 0u);
+  EXPECT_EQ(report.counters().full_blocks().used(), 0u);
+}
+
+// Without one: nothing new, what runs ends, then it may go.
+TEST_F(EngineLoopTest, AWorkerThatNobodyCanReplaceStaysUntilItsStreamsHaveEnded) {
+  Start({.dp = 2, .tp = 1});
+  JoinAll();
+  for (const auto& worker : workers_) worker->Hold();
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 20, 30, 9)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  engine_->OnWorkerMessage(workers_[1]->id(), LeaveMessage());
+  ASSERT_TRUE(WaitUntil([&] { return !engine_->Serving(); }));
+  const absl::Status refused = engine_->Submit(MakeRequest(sink(), 5, 5)).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(refused.ToString(), HasSubstr("leaving"));
+  EXPECT_FALSE(workers_[1]->closed());
+  for (const auto& worker : workers_) worker->Release();
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_TRUE(result->outcome().status.ok()) << result->outcome().status;
+  ASSERT_TRUE(WaitUntil([&] { return workers_[1]->closed(); }));
+  EXPECT_EQ(engine_->Snapshot().state(), v1::RECOVERING);
+  Join();
+  ASSERT_TRUE(WaitUntil([&] { return engine_->Serving(); }));
+}
+
+TEST_F(EngineLoopTest, TheLimitLetsALeaverGoAndEndsItsStreams) {
+  Start({.dp = 2, .tp = 1});
+  JoinAll();
+  for (const auto& worker : workers_) worker->Hold();
+  const auto result = sink();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 20, 30, 9)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  engine_->OnWorkerMessage(workers_[1]->id(), LeaveMessage());
+  ASSERT_TRUE(WaitUntil([&] { return !engine_->Serving(); }));
+  // Not in one step, in which the workers would seem silent.
+  for (int i = 0; i < 31; ++i) {
+    clock_.Advance(absl::Seconds(1));
+    for (const auto& worker : workers_) {
+      engine_->OnWorkerMessage(worker->id(), HeartbeatMessage(1));
+    }
+    engine_->Snapshot();
+  }
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_EQ(result->outcome().status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(result->outcome().status.ToString(), HasSubstr("left"));
+  EXPECT_TRUE(WaitUntil([&] { return workers_[1]->closed(); }));
+}
+
+// The substitute is lost before it has loaded: what waits does not wait for ever.
+TEST_F(EngineLoopTest, PausedStreamsEndWhenNoGroupIsFormed) {
+  Start({.dp = 2, .tp = 1});
+  JoinAll();
+  FakeWorker& spare = Join();
+  for (const auto& worker : workers_) worker->HoldLoading();
+  const auto result = sink();
+  workers_[0]->Hold();
+  ASSERT_TRUE(engine_->Submit(MakeRequest(result, 20, 30, 9)).ok());
+  ASSERT_TRUE(workers_[0]->WaitForPlan());
+  engine_->OnWorkerMessage(workers_[0]->id(), LeaveMessage());
+  workers_[0]->Release();
+  ASSERT_TRUE(WaitUntil([&] { return spare.assignments().size() == 1; }));
+  EXPECT_FALSE(result->ended());
+  engine_->OnWorkerGone(spare.id(), "killed");
+  for (int i = 0; i < 31 && !result->ended(); ++i) {
+    clock_.Advance(absl::Seconds(1));
+    engine_->OnWorkerMessage(workers_[1]->id(), HeartbeatMessage(2));
+    engine_->Snapshot();
+  }
+  ASSERT_TRUE(result->WaitForEnd(kPatience));
+  EXPECT_EQ(result->outcome().status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(result->outcome().status.ToString(), HasSubstr("1 of 2 workers"));
+}
+
+TEST_F(EngineLoopTest, WhatIsMeasuredAddsUp) {
+  Start({.dp = 1, .tp = 1});
+  JoinAll();
+  for (int i = 0; i < 3; ++i) {
+    const auto result = sink();
+    ASSERT_TRUE(engine_->Submit(MakeRequest(result, 20, 10)).ok());
+    ASSERT_TRUE(result->WaitForEnd(kPatience));
+  }
+  Request scored = MakeRequest(sink(), 7, 0);
+  const auto scored_sink = sink();
+  scored.prompt_logprobs = 0;
+  scored.sink = scored_sink;
+  ASSERT_TRUE(engine_->Submit(std::move(scored)).ok());
+  ASSERT_TRUE(scored_sink->WaitForEnd(kPatience));
+  const EngineMetrics metrics = engine_->Report().metrics;
+  const auto count = [](const Histogram& histogram) {
+    return std::accumulate(histogram.counts.begin(), histogram.counts.end(), uint64_t{0});
+  };
+  EXPECT_EQ(metrics.generated_tokens, 30u);
+  EXPECT_EQ(metrics.classified_tokens, 7u);
+  EXPECT_EQ(count(metrics.first_token), 3u);
+  EXPECT_EQ(count(metrics.between_tokens), 27u);
+  EXPECT_EQ(count(metrics.whole), 4u);
+  EXPECT_EQ(count(metrics.queue), 4u);
+  // A fake step takes a millisecond: the bucket that ends there.
+  const uint64_t steps = engine_->Snapshot().counters().steps();
+  EXPECT_EQ(metrics.steps[0].counts[3], steps);
+  EXPECT_EQ(count(metrics.steps[2]), steps);
 }
 
 TEST_F(EngineLoopTest, StopEndsEverythingAndRefusesWhatFollows) {

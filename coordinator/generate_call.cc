@@ -45,12 +45,24 @@ class GenerateCall::Sink final : public RequestSink {
   int completion_;
 };
 
-GenerateCall::GenerateCall(const ServingModel& model, Engine& engine, base::Executor& executor)
-    : model_(model), engine_(engine), executor_(executor) {}
+GenerateCall::GenerateCall(const ServingModel& model, Engine& engine, base::Executor& executor,
+                           grpc::CallbackServerContext& context)
+    : model_(model),
+      engine_(engine),
+      executor_(executor),
+      record_(Method::kGenerate, context, engine.calls()) {}
 
 void GenerateCall::Refuse(const absl::Status& status) {
   self_ = shared_from_this();
-  Finish(base::ToGrpc(status));
+  Close(base::ToGrpc(status));
+}
+
+void GenerateCall::Close(const grpc::Status& status) {
+  {
+    absl::MutexLock lock(&mutex_);
+    record_.End(status);
+  }
+  Finish(status);
 }
 
 void GenerateCall::Start(std::vector<Request> completions) {
@@ -65,13 +77,11 @@ void GenerateCall::Start(std::vector<Request> completions) {
     completions[i].sink = std::make_shared<Sink>(self_, static_cast<int>(i));
   }
   const absl::StatusOr<std::vector<RequestId>> ids = engine_.SubmitForks(completions);
-  if (!ids.ok()) {
-    Finish(base::ToGrpc(ids.status()));
-    return;
-  }
+  if (!ids.ok()) return Close(base::ToGrpc(ids.status()));
   bool cancelled = false;
   {
     absl::MutexLock lock(&mutex_);
+    record_.Admit();
     ids_ = *ids;
     cancelled = cancelled_ || !status_.ok();
   }
@@ -95,6 +105,7 @@ void GenerateCall::OnTokens(int completion, std::span<const TokenEvent> tokens) 
 void GenerateCall::OnEnd(int completion, const Outcome& outcome) {
   absl::MutexLock lock(&mutex_);
   completions_[completion].outcome = outcome;
+  record_.Add(outcome);
   --open_;
   const bool first_failure = status_.ok() && !outcome.status.ok();
   if (first_failure) status_ = outcome.status;
@@ -140,10 +151,7 @@ GenerateCall::Work GenerateCall::TakeWork() {
 // Builds and writes what is pending; called with busy_ set, by one thread at a time.
 void GenerateCall::Pump() {
   const Work work = TakeWork();
-  if (work.finish.has_value()) {
-    Finish(*work.finish);
-    return;
-  }
+  if (work.finish.has_value()) return Close(*work.finish);
   if (work.completion < 0) return;
   v1::GenerateResponse response;
   response.set_index(static_cast<uint32_t>(work.completion));

@@ -13,6 +13,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "base/executor.h"
+#include "coordinator/call_record.h"
 #include "coordinator/engine.h"
 #include "coordinator/reply.h"
 #include "coordinator/serving_model.h"
@@ -25,7 +26,8 @@ namespace conclave::coordinator {
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
-  GenerateCall(const ServingModel& model, Engine& engine, base::Executor& executor);
+  GenerateCall(const ServingModel& model, Engine& engine, base::Executor& executor,
+               grpc::CallbackServerContext& context);
 
   // Submits one request for each completion, or finishes the call with the engine's refusal.
   void Start(std::vector<Request> completions);
@@ -62,6 +64,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Schedule();
   Work TakeWork();
   void Pump();
+  void Close(const grpc::Status& status);
   void CancelAll();
 
   const ServingModel& model_;
@@ -73,6 +76,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::ByteBuffer written_;            // lives until OnWriteDone
 
   absl::Mutex mutex_;  // guards the fields below
+  CallRecord record_;
   std::vector<Completion> completions_;
   size_t open_ = 0;         // completions that have not ended
   size_t next_writer_ = 0;  // completions take turns

@@ -50,7 +50,7 @@ absl::StatusOr<std::vector<std::vector<Request>>> ParseBatch(const ServingModel&
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
-  auto call = std::make_shared<GenerateCall>(model_, engine_, executor_);
+  auto call = std::make_shared<GenerateCall>(model_, engine_, executor_, *context);
   absl::StatusOr<std::vector<Request>> completions = ParseGenerate(model_, *bytes, context->peer());
   if (completions.ok()) {
     for (Request& request : *completions) {
@@ -66,7 +66,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
 grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackServerContext* context,
                                                                const grpc::ByteBuffer* bytes,
                                                                grpc::ByteBuffer* response) {
-  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, response);
+  auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kGenerateBatch,
+                                          *context, response);
   absl::StatusOr<std::vector<std::vector<Request>>> requests =
       ParseBatch(model_, *bytes, context->peer());
   if (!requests.ok()) {
@@ -102,7 +103,7 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackSer
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Chat(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
-  auto call = std::make_shared<ChatCall>(model_, engine_, executor_);
+  auto call = std::make_shared<ChatCall>(model_, engine_, executor_, *context);
   v1::ChatRequest chat;
   const absl::Status parsed = ParseRequest(*bytes, &chat);
   absl::StatusOr<Request> request =

@@ -96,7 +96,8 @@ grpc::ServerUnaryReactor* ModelServiceImpl::GetModel(grpc::CallbackServerContext
                                                      const grpc::ByteBuffer* bytes,
                                                      grpc::ByteBuffer* response) {
   return AnswerUnary<v1::GetModelRequest, v1::GetModelResponse>(
-      context, *bytes, response, [this](const v1::GetModelRequest&, v1::GetModelResponse* out) {
+      Method::kGetModel, engine_, context, *bytes, response,
+      [this](const v1::GetModelRequest&, v1::GetModelResponse* out) {
         FillModel(model_, out);
         const v1::GetClusterResponse cluster = engine_.Snapshot();
         if (cluster.ranks_size() > 0) {
@@ -114,7 +115,7 @@ grpc::ServerUnaryReactor* ModelServiceImpl::Tokenize(grpc::CallbackServerContext
                                                      const grpc::ByteBuffer* bytes,
                                                      grpc::ByteBuffer* response) {
   return AnswerUnary<v1::TokenizeRequest, v1::TokenizeResponse>(
-      context, *bytes, response,
+      Method::kTokenize, engine_, context, *bytes, response,
       [this](const auto& request, auto* out) { return DoTokenize(model_, request, out); });
 }
 
@@ -122,7 +123,7 @@ grpc::ServerUnaryReactor* ModelServiceImpl::Detokenize(grpc::CallbackServerConte
                                                        const grpc::ByteBuffer* bytes,
                                                        grpc::ByteBuffer* response) {
   return AnswerUnary<v1::DetokenizeRequest, v1::DetokenizeResponse>(
-      context, *bytes, response,
+      Method::kDetokenize, engine_, context, *bytes, response,
       [this](const auto& request, auto* out) { return DoDetokenize(model_, request, out); });
 }
 

@@ -68,7 +68,14 @@ class FakeEngine final : public Engine {
   ~FakeEngine() override {
     if (rebalance_.joinable()) rebalance_.join();
   }
+  void Drain(const v1::DrainRequest& request, DrainDone done) override {
+    if (request.resume()) return done(absl::FailedPreconditionError("told to stop"));
+    v1::DrainResponse response;
+    response.set_seconds(request.limit_seconds());
+    done(response);
+  }
   bool Serving() override { return true; }
+  CallAccount& calls() override { return calls_; }
 
   // Waits for the i-th request.
   Request Wait(size_t i) {
@@ -89,6 +96,7 @@ class FakeEngine final : public Engine {
   size_t most_open = 1'000'000;
 
  private:
+  CallAccount calls_;
   std::thread rebalance_;
   absl::Mutex mutex_;  // guards all below
   size_t open_ = 0;
@@ -156,6 +164,99 @@ TEST_F(PublicServicesTest, RebalanceIsAnsweredWhenTheEngineSaysSo) {
   grpc::ClientContext refused;
   EXPECT_EQ(stub->Rebalance(&refused, request, &response).error_code(),
             grpc::StatusCode::FAILED_PRECONDITION);
+}
+
+TEST_F(PublicServicesTest, DrainIsAnsweredWhenTheEngineSaysSo) {
+  auto stub = v1::ClusterService::NewStub(channel_);
+  v1::DrainRequest request;
+  v1::DrainResponse response;
+  request.set_limit_seconds(7);
+  grpc::ClientContext context;
+  EXPECT_TRUE(stub->Drain(&context, request, &response).ok());
+  EXPECT_EQ(response.seconds(), 7);
+  request.set_resume(true);
+  grpc::ClientContext refused;
+  EXPECT_EQ(stub->Drain(&refused, request, &response).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(engine_.calls().ended(Method::kDrain, 0), 1u);
+  EXPECT_EQ(engine_.calls().ended(Method::kDrain, 9), 1u);
+  EXPECT_EQ(engine_.calls().open(Method::kDrain), 0);
+}
+
+std::string Trailer(const grpc::ClientContext& context, const char* key) {
+  const auto entry = context.GetServerTrailingMetadata().find(key);
+  if (entry == context.GetServerTrailingMetadata().end()) return "";
+  return std::string(entry->second.data(), entry->second.size());
+}
+
+TEST_F(PublicServicesTest, EveryCallHasARequestIdAndKeepsItsTrace) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateResponse part;
+  grpc::ClientContext refused;
+  refused.AddMetadata("x-request-id", "shop-42/7");
+  refused.AddMetadata("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+  auto reader = stub->Generate(&refused, v1::GenerateRequest());
+  EXPECT_FALSE(reader->Read(&part));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Trailer(refused, "x-request-id"), "shop-42/7");
+  const std::string trace = Trailer(refused, "traceparent");
+  EXPECT_TRUE(trace.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-")) << trace;
+  EXPECT_THAT(trace, ::testing::Not(HasSubstr("00f067aa0ba902b7")));
+  EXPECT_TRUE(trace.ends_with("-01"));
+
+  // What could not stand in a log is replaced; what is no trace is none.
+  auto models = v1::ModelService::NewStub(channel_);
+  v1::GetModelResponse model;
+  for (const char* odd : {"two words", "quote\"", ""}) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-request-id", odd);
+    context.AddMetadata("traceparent", "00-00000000000000000000000000000000-00f067aa0ba902b7-01");
+    ASSERT_TRUE(models->GetModel(&context, {}, &model).ok());
+    EXPECT_EQ(Trailer(context, "x-request-id").size(), 32u);
+    EXPECT_EQ(Trailer(context, "traceparent"), "");
+  }
+}
+
+TEST_F(PublicServicesTest, CallsAreCountedWhileTheyRunAndByHowTheyEnd) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1, 2, 3}));
+  const Request request = engine_.Wait(0);
+  EXPECT_EQ(engine_.calls().open(Method::kGenerate), 1);
+  request.sink->OnEnd(Ended(FinishReason::kLength, 3, 0));
+  v1::GenerateResponse part;
+  while (reader->Read(&part)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(engine_.calls().open(Method::kGenerate), 0);
+  EXPECT_EQ(engine_.calls().admitted(), 0);
+  EXPECT_EQ(engine_.calls().ended(Method::kGenerate, 0), 1u);
+
+  engine_.refusal = absl::UnavailableError("draining");
+  grpc::ClientContext again;
+  EXPECT_EQ(stub->Generate(&again, Prompt({1}))->Finish().error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(engine_.calls().ended(Method::kGenerate, 14), 1u);
+  EXPECT_EQ(engine_.calls().admitted(), 0);
+}
+
+// The rest of a batch that a drain finds half submitted is marked as such.
+TEST_F(PublicServicesTest, ABatchIsOneCallToADrain) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateBatchRequest batch;
+  for (uint32_t i = 0; i < 6; ++i) *batch.add_requests() = Prompt({i});
+  v1::GenerateBatchResponse response;
+  grpc::ClientContext context;
+  std::thread caller([&] { stub->GenerateBatch(&context, batch, &response); });
+  EXPECT_FALSE(engine_.Wait(0).of_open_call);
+  EXPECT_TRUE(engine_.Wait(1).of_open_call);
+  for (size_t i = 0; i < 6; ++i) {
+    engine_.Wait(i).sink->OnEnd(Ended(FinishReason::kLength, 1, 0));
+  }
+  caller.join();
+  EXPECT_EQ(response.results_size(), 6);
+  EXPECT_TRUE(response.results(5).finish().has_timings());
+  EXPECT_EQ(engine_.calls().admitted(), 0);
 }
 
 TEST_F(PublicServicesTest, StreamsTokensInOrderAndFinishesOnce) {

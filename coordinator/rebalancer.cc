@@ -71,6 +71,7 @@ absl::Status Rebalancer::CheckPossible(const v1::RebalanceRequest& request) cons
     return absl::FailedPreconditionError("one rank holds every expert: there is nothing to move");
   }
   if (done_ != nullptr) return absl::FailedPreconditionError("another rebalance is under way");
+  if (cluster_.leaving()) return absl::FailedPreconditionError("a worker is leaving");
   if (cluster_.state() != v1::READY) {
     return absl::FailedPreconditionError(
         fmt::format("the group is not ready: {}", cluster_.Problem()));

@@ -30,6 +30,7 @@ class Rebalancer {
   void Begin(const v1::RebalanceRequest& request, Engine::RebalanceDone done);
   // After the scheduler has followed the cluster's epoch.
   void Advance();
+  bool under_way() const { return done_ != nullptr; }
   // Ends what is under way.
   void Fail(const absl::Status& status);
 

@@ -27,6 +27,14 @@ v1::Usage ToProto(const Outcome& outcome) {
   return usage;
 }
 
+v1::Timings TimingsOf(const Outcome& outcome) {
+  v1::Timings timings;
+  timings.set_queue_seconds(absl::ToDoubleSeconds(outcome.queue_time));
+  timings.set_first_token_seconds(absl::ToDoubleSeconds(outcome.first_token_time));
+  timings.set_total_seconds(absl::ToDoubleSeconds(outcome.total_time));
+  return timings;
+}
+
 ReplyBuilder::ReplyBuilder(const ServingModel& model, const Request& request)
     : logprobs_(request.sampling.logprobs() >= 0), seed_(request.sampling.seed()) {
   if (model.tokenizer != nullptr) text_.emplace(*model.tokenizer);
@@ -53,10 +61,7 @@ template void ReplyBuilder::FillLogprobs(const PromptLogprob& event, v1::TokenLo
 void ReplyBuilder::FillFinish(const Outcome& outcome, v1::Finish* out) const {
   out->set_reason(ToProto(outcome.reason));
   *out->mutable_usage() = coordinator::ToProto(outcome);
-  v1::Timings* timings = out->mutable_timings();
-  timings->set_queue_seconds(absl::ToDoubleSeconds(outcome.queue_time));
-  timings->set_first_token_seconds(absl::ToDoubleSeconds(outcome.first_token_time));
-  timings->set_total_seconds(absl::ToDoubleSeconds(outcome.total_time));
+  *out->mutable_timings() = TimingsOf(outcome);
   out->set_seed(seed_);
   if (outcome.reason != FinishReason::kStop) return;
   if (outcome.stop_string.empty()) {

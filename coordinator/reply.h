@@ -17,6 +17,7 @@
 namespace conclave::coordinator {
 
 v1::Usage ToProto(const Outcome& outcome);
+v1::Timings TimingsOf(const Outcome& outcome);
 
 class ReplyBuilder {
  public:

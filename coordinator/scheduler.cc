@@ -38,12 +38,58 @@ Scheduler::Scheduler(const SchedulerOptions& options, const base::Clock& clock)
 }
 
 void Scheduler::BeginEpoch(uint64_t epoch, const internal::v1::CacheShape& cache) {
-  CONCLAVE_CHECK(tracked_.empty() && !epoch_.has_value());
+  CONCLAVE_CHECK(!epoch_.has_value());
   StartEpoch(epoch);
+  EndUnfit(cache);
   groups_.clear();
   for (int group = 0; group < options_.shape.dp; ++group) {
     groups_.push_back(std::make_unique<SequenceGroup>(options_, cache, counters_));
   }
+}
+
+void Scheduler::EndUnfit(const internal::v1::CacheShape& cache) {
+  std::vector<RequestId> unfit;
+  for (const auto& [id, tracked] : tracked_) {
+    const Sequence& sequence = *tracked.sequence;
+    const BlockCount needed =
+        PeakBlocks(sequence.compute_limit(),
+                   std::min(options_.prefill_chunk, static_cast<int>(sequence.tokens().size())),
+                   options_.window);
+    if (needed.full > static_cast<int>(cache.full_blocks()) ||
+        needed.sliding > static_cast<int>(cache.sliding_blocks())) {
+      unfit.push_back(id);
+    }
+  }
+  for (RequestId id : unfit) {
+    End(id,
+        absl::UnavailableError("the group of workers was formed anew with a KV cache that is too "
+                               "small for this request; what was sent until now is a prefix of "
+                               "the output"),
+        FinishReason::kStop);
+  }
+  // Nothing was to be expected of the time between the epochs.
+  progress_.SetBusy(false, clock_.Now());
+  UpdateBusy(clock_.Now());
+}
+
+void Scheduler::Suspend() {
+  CONCLAVE_CHECK(in_epoch() && plans_in_flight() == 0);
+  for (const auto& group : groups_) {
+    group->PreemptAll();
+    Requeue(*group);
+  }
+  CloseEpoch();
+}
+
+void Scheduler::CloseEpoch() {
+  for (const auto& group : groups_) {
+    counters_.evicted_blocks += group->pools().cache.evicted_blocks();
+  }
+  groups_.clear();
+  in_flight_.clear();
+  epoch_.reset();
+  held_ = false;
+  UpdateBusy(clock_.Now());
 }
 
 void Scheduler::ContinueEpoch(uint64_t epoch) {
@@ -58,20 +104,16 @@ void Scheduler::StartEpoch(uint64_t epoch) {
   next_answer_.assign(options_.shape.world(), 0);
 }
 
-void Scheduler::FailAll(const absl::Status& status) {
-  const absl::Time now = clock_.Now();
+void Scheduler::EndAll(const absl::Status& status) {
   std::vector<RequestId> open;
   for (const auto& [id, tracked] : tracked_) open.push_back(id);
   std::sort(open.begin(), open.end());
   for (RequestId id : open) End(id, status, FinishReason::kStop);
-  for (const auto& group : groups_) {
-    counters_.evicted_blocks += group->pools().cache.evicted_blocks();
-  }
-  groups_.clear();
-  in_flight_.clear();
-  epoch_.reset();
-  held_ = false;
-  UpdateBusy(now);
+}
+
+void Scheduler::FailAll(const absl::Status& status) {
+  EndAll(status);
+  CloseEpoch();
 }
 
 void Scheduler::Submit(RequestId id, Request request, std::optional<RequestId> leader) {

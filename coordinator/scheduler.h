@@ -54,8 +54,13 @@ class Scheduler {
   // `options` have passed CheckSchedulerOptions. Borrows `clock`.
   Scheduler(const SchedulerOptions& options, const base::Clock& clock);
 
-  // Starts numbering anew with an empty cache. Nothing may be queued or running.
+  // Starts numbering anew with an empty cache. What was suspended goes on, but for requests that
+  // can never fit this cache: those end UNAVAILABLE.
   void BeginEpoch(uint64_t epoch, const internal::v1::CacheShape& cache);
+
+  // Ends the epoch, not its requests: they wait, to be computed again as far as they were and go on
+  // in the next one. No plan is in flight.
+  void Suspend();
 
   // No plan is made until ContinueEpoch or Hold(false); requests are queued as ever. What was sent
   // is answered soon: then no plan is in flight.
@@ -63,7 +68,9 @@ class Scheduler {
   // Goes on with all requests and the cache in an epoch of another number. No plan is in flight.
   void ContinueEpoch(uint64_t epoch);
 
-  // Ends every queued and running request with `status`, and the epoch with them.
+  // Ends every queued and running request with `status`.
+  void EndAll(const absl::Status& status);
+  // And the epoch with them.
   void FailAll(const absl::Status& status);
 
   // Queues a request that passed CheckRequest for this epoch's cache. Needs an epoch. Lower ids
@@ -88,6 +95,8 @@ class Scheduler {
   absl::Status OnResult(int rank, const internal::v1::StepResult& result);
 
   bool in_epoch() const { return epoch_.has_value(); }
+  // No request is open.
+  bool idle() const { return tracked_.empty(); }
   // Wait for their admission.
   int queued() const;
   // After what time a client that found the queue full should try again.
@@ -123,6 +132,8 @@ class Scheduler {
   };
 
   void StartEpoch(uint64_t epoch);
+  void CloseEpoch();
+  void EndUnfit(const internal::v1::CacheShape& cache);
   Lane& LaneOf(const Sequence& sequence) { return lanes_[sequence.generates() ? 0 : 1]; }
   void AdmitQueued(absl::Time now);
   bool AdmitNext(Lane& lane, Lane& other, std::vector<int64_t>& loads, absl::Time now);

@@ -341,6 +341,16 @@ void SequenceGroup::End(Sequence& sequence, const absl::Status& status, FinishRe
   LeaveIfDone(sequence);
 }
 
+void SequenceGroup::PreemptAll() {
+  CONCLAVE_CHECK(in_flight_.empty());
+  while (!resident_.empty()) {
+    Sequence& sequence = *resident_.back();
+    sequence.Preempt();
+    ++counters_.preemptions;
+    LeaveIfDone(sequence);
+  }
+}
+
 std::vector<std::unique_ptr<Sequence>> SequenceGroup::TakePreempted() {
   return std::exchange(withdrawn_, {});
 }

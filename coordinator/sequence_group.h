@@ -65,6 +65,9 @@ class SequenceGroup {
   // Sequences that were preempted, and are to be admitted again, since the last call.
   std::vector<std::unique_ptr<Sequence>> TakePreempted();
 
+  // Every resident sequence is preempted. No plan is unanswered.
+  void PreemptAll();
+
   // Ends a resident sequence ahead of its results; its slot and blocks are freed now, or after the
   // last plan that contains it.
   void End(Sequence& sequence, const absl::Status& status, FinishReason reason, absl::Time now);

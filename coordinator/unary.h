@@ -8,22 +8,29 @@
 
 #include "absl/status/status.h"
 #include "base/grpc_status.h"
+#include "coordinator/call_record.h"
+#include "coordinator/engine.h"
 #include "coordinator/raw_request.h"
 
 namespace conclave::coordinator {
 
-// Parses `bytes`, calls answer(request, &reply) -> absl::Status, and finishes the call.
+// Parses `bytes`, calls answer(request, &reply) -> absl::Status, and finishes the call. `engine`
+// counts it.
 template <typename RequestProto, typename ReplyProto, typename Answer>
-grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
+grpc::ServerUnaryReactor* AnswerUnary(Method method, Engine& engine,
+                                      grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response,
                                       Answer answer) {
+  CallRecord record(method, *context, engine.calls());
   RequestProto request;
   ReplyProto reply;
   absl::Status status = ParseRequest(bytes, &request);
   if (status.ok()) status = answer(request, &reply);
   if (status.ok()) *response = SerializeResponse(reply);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(base::ToGrpc(status));
+  const grpc::Status ended = base::ToGrpc(status);
+  record.End(ended);
+  reactor->Finish(ended);
   return reactor;
 }
 

@@ -8,7 +8,6 @@
 #include <thread>
 #include <utility>
 
-#include "absl/synchronization/notification.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/logging.h"
@@ -49,20 +48,20 @@ WorkerAgent::~WorkerAgent() = default;
 absl::Status WorkerAgent::Run() {
   absl::Duration backoff = options_.min_backoff;
   for (;;) {
-    registered_ = false;
+    registered_.store(false);
     const absl::Status lost = Serve();
     EndEpoch();
     if (refusal_.has_value()) return absl::FailedPreconditionError(*refusal_);
     {
       absl::MutexLock lock(&mutex_);
-      if (stopped_) return absl::OkStatus();
+      if (stopped_ || leaving_) return absl::OkStatus();
     }
     if (!options_.rejoin) {
       return absl::UnavailableError(fmt::format("the stream to the coordinator at {} ended: {}",
                                                 options_.coordinator, std::string(lost.message())));
     }
-    const bool news = registered_ || !lost_before_;
-    if (registered_) backoff = options_.min_backoff;
+    const bool news = registered_.load() || !lost_before_;
+    if (registered_.load()) backoff = options_.min_backoff;
     // Once, not for each attempt.
     base::Log().log(news ? spdlog::level::warn : spdlog::level::debug,
                     "event=coordinator_lost address={} retry_in={} error=\"{}\"",
@@ -84,21 +83,24 @@ absl::Status WorkerAgent::Serve() {
     stream_ = stream;
   }
   stream->Send(Registration());
-  absl::Notification ended;
+  bool ended = false;  // mutex_
   std::thread heartbeats([&] {
-    while (!ended.WaitForNotificationWithTimeout(options_.heartbeat_interval)) {
+    for (bool said_leave = false; WaitForHeartbeat(*stream, ended, said_leave);) {
       SendHeartbeat(*stream);
     }
   });
   internal::v1::CoordinatorMessage message;
   while (!refusal_.has_value() && stream->Read(&message)) {
-    registered_ = true;
+    registered_.store(true);
     handling_since_.store(absl::ToUnixNanos(base::SteadyNow()));
     Handle(stream, std::move(message));
     handling_since_.store(0);
   }
   stream->Cancel();
-  ended.Notify();
+  {
+    absl::MutexLock lock(&mutex_);
+    ended = true;
+  }
   heartbeats.join();
   {
     absl::MutexLock lock(&mutex_);
@@ -180,6 +182,30 @@ internal::v1::WorkerMessage WorkerAgent::Registration() const {
 bool WorkerAgent::WaitBackoff(absl::Duration backoff) {
   absl::MutexLock lock(&mutex_);
   return !mutex_.AwaitWithTimeout(absl::Condition(&stopped_), backoff);
+}
+
+void WorkerAgent::Leave() {
+  // Nobody would let it go.
+  if (!registered_.load()) return Stop();
+  base::Log().info("event=leaving");
+  absl::MutexLock lock(&mutex_);
+  leaving_ = true;
+}
+
+// Until the next one is due; passes Leave on, once. False when the stream has ended.
+bool WorkerAgent::WaitForHeartbeat(AgentStream& stream, const bool& ended, bool& said_leave) {
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto due = [&] { return ended || (leaving_ && !said_leave); };
+    mutex_.AwaitWithTimeout(absl::Condition(&due), options_.heartbeat_interval);
+    if (ended) return false;
+    if (!leaving_ || said_leave) return true;
+  }
+  said_leave = true;
+  internal::v1::WorkerMessage message;
+  message.mutable_leave();
+  stream.Send(message);
+  return true;
 }
 
 void WorkerAgent::Stop() {

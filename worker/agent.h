@@ -50,9 +50,13 @@ class WorkerAgent {
   WorkerAgent(AgentOptions options, RankRuntime& runtime);
   ~WorkerAgent();
 
-  // OK after Stop; FAILED_PRECONDITION, with the reason, when the coordinator refuses this worker;
-  // without rejoin UNAVAILABLE when the stream is lost.
+  // OK after Stop or Leave; FAILED_PRECONDITION, with the reason, when the coordinator refuses this
+  // worker; without rejoin UNAVAILABLE when the stream is lost.
   absl::Status Run();
+
+  // Any thread. Asks the coordinator to be let go; Run goes on until it is, and then returns OK.
+  // The same as Stop where the coordinator has not spoken yet (as to a spare).
+  void Leave();
 
   // Any thread.
   void Stop();
@@ -68,6 +72,7 @@ class WorkerAgent {
   void Assign(const std::shared_ptr<AgentStream>& stream, internal::v1::Assignment assignment);
   // `continues`: the next assignment goes on with this epoch's sequences.
   void EndEpoch(bool continues = false);
+  bool WaitForHeartbeat(AgentStream& stream, const bool& ended, bool& said_leave);
   void SendHeartbeat(AgentStream& stream);
   internal::v1::WorkerMessage Registration() const;
   // False when stopped meanwhile.
@@ -80,18 +85,20 @@ class WorkerAgent {
   // Of the control thread.
   Generation generation_ = 0;
   bool epoch_open_ = false;
-  bool registered_ = false;   // a message came on this stream
   bool lost_before_ = false;  // some stream has ended
   std::optional<std::string> refusal_;
   std::optional<uint32_t> last_rank_;
+
+  std::atomic<bool> registered_{false};  // a message came on this stream
 
   // 0: none. Written by the control thread, read by the heartbeats.
   std::atomic<uint64_t> epoch_{0};
   // base::SteadyNow, in nanoseconds, at which the message now handled was begun, 0: none.
   std::atomic<int64_t> handling_since_{0};
 
-  absl::Mutex mutex_;  // guards both below
+  absl::Mutex mutex_;  // guards all below
   bool stopped_ = false;
+  bool leaving_ = false;
   std::shared_ptr<AgentStream> stream_;  // for Stop; null between streams
 };
 

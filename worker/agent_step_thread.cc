@@ -114,9 +114,11 @@ void StepThread::RunBegin() {
       runtime_.Begin(epoch_->generation, epoch_->assignment, *epoch_->rendezvous, report);
   if (!ready.ok()) return SendFault(ready.status());
   PublishStats();
-  base::Log().info("event=epoch_ready epoch={} rank={} weight_bytes={} kv_bytes={} format={}",
-                   epoch, epoch_->assignment.rank(), ready->weight_bytes(), ready->kv_bytes(),
-                   ready->resident_format());
+  base::Log().info(
+      "event=epoch_ready epoch={} rank={} weight_bytes={} kv_bytes={} format={} "
+      "warm_up_seconds={:.3f}",
+      epoch, epoch_->assignment.rank(), ready->weight_bytes(), ready->kv_bytes(),
+      ready->resident_format(), ready->warm_up_seconds());
   internal::v1::WorkerMessage message;
   *message.mutable_ready() = *std::move(ready);
   message.mutable_ready()->set_epoch(epoch);

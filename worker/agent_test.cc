@@ -306,6 +306,27 @@ TEST_F(WorkerAgentTest, WithoutRejoinALostStreamEndsTheWorker) {
   EXPECT_EQ(Join().code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(WorkerAgentTest, ALeaverComputesUntilItIsLetGo) {
+  Start();
+  coordinator_.Assign(1, 0);
+  ExpectReady(1);
+  agent_->Leave();
+  EXPECT_TRUE(coordinator_.Next().has_leave());
+  coordinator_.Plan(1, 0);
+  ExpectResult(1, 0);
+  coordinator_.Plan(1, 1);
+  ExpectResult(1, 1);  // and Leave was said once
+  coordinator_.EndEpoch(1);
+  coordinator_.Hangup();
+  EXPECT_EQ(Join(), absl::OkStatus()) << "it did not join again";
+}
+
+TEST_F(WorkerAgentTest, LeaveIsStopWhereNobodyCouldLetItGo) {
+  Start();
+  agent_->Leave();
+  EXPECT_EQ(Join(), absl::OkStatus());
+}
+
 TEST_F(WorkerAgentTest, StopLeavesARunningStep) {
   absl::Notification in_step;
   runtime_.on_step = [&](const internal::v1::StepPlan&) {

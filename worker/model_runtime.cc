@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "model/checkpoint.h"
 #include "model/model_source.h"
+#include "model/row_bucket.h"
 #include "worker/rank_plan.h"
 #include "worker/weights.h"
 #include "worker/weights_experts.h"
@@ -104,6 +106,13 @@ internal::v1::StepResult ToProto(const StepOutput& output) {
   return result;
 }
 
+// What `totals` has more than `before`, which has as many or none.
+template <typename Number>
+std::vector<Number> Since(const std::vector<Number>& before, std::vector<Number> totals) {
+  for (size_t i = 0; i < std::min(before.size(), totals.size()); ++i) totals[i] -= before[i];
+  return totals;
+}
+
 class ModelRuntime final : public RankRuntime {
  public:
   ModelRuntime(Backend& backend, ModelRuntimeOptions options)
@@ -130,6 +139,9 @@ class ModelRuntime final : public RankRuntime {
                                const model::ModelSource& source, RankPlan plan,
                                const Progress& progress);
   absl::Status MakeTransformer(const TransformerOptions& options, bool continues);
+  absl::Status WarmUp(const internal::v1::Assignment& assignment,
+                      const model::ParallelShape& shape);
+  void NoteTotals();
   bool Aborted() const { return aborted_.load() >= generation_; }
 
   Backend& backend_;
@@ -145,7 +157,11 @@ class ModelRuntime final : public RankRuntime {
   int64_t step_ns_ = 0;
   int64_t exchange_ns_ = 0;
   int64_t wait_ns_ = 0;
+  // Totals that are not of this epoch's plans.
   uint64_t launches_before_ = 0;
+  std::vector<uint64_t> load_before_;
+  std::vector<uint64_t> copies_before_;
+  std::vector<int64_t> bytes_before_;
 
   std::atomic<Generation> aborted_{0};
   absl::Mutex mutex_;  // guards the two pointers against Abort; the step thread owns them
@@ -183,8 +199,13 @@ absl::StatusOr<internal::v1::Ready> ModelRuntime::Begin(Generation generation,
   RETURN_IF_ERROR(Connect(options, rendezvous));
   ASSIGN_OR_RETURN(const int64_t loaded, Load(assignment, source, std::move(plan), progress));
   RETURN_IF_ERROR(MakeTransformer(options, assignment.continues()));
+  const absl::Time warm_from = base::SteadyNow();
+  if (!assignment.continues()) RETURN_IF_ERROR(WarmUp(assignment, options.shape));
 
   internal::v1::Ready ready;
+  if (!assignment.continues()) {
+    ready.set_warm_up_seconds(absl::ToDoubleSeconds(base::SteadyNow() - warm_from));
+  }
   const RankWeights& weights = *resident_->weights;
   ready.set_weight_bytes(weights.bytes);
   ready.set_loaded_bytes(loaded);
@@ -208,6 +229,9 @@ absl::Status ModelRuntime::MakeTransformer(const TransformerOptions& options, bo
   Communicator* const group = options.shape.tp == 1   ? nullptr
                               : options.shape.dp == 1 ? world_.get()
                                                       : tp_group_.get();
+  load_before_.clear();
+  copies_before_.clear();
+  bytes_before_.clear();
   if (continues) return transformer_->Regroup(world_.get(), group);
   const RankWeights& weights = *resident_->weights;
   ASSIGN_OR_RETURN(transformer_,
@@ -219,6 +243,55 @@ absl::Status ModelRuntime::MakeTransformer(const TransformerOptions& options, bo
   }
   table_.emplace(TableLimits(resident_->config, options, std::move(labels)));
   return absl::OkStatus();
+}
+
+// A short prompt and a token after it, the same on every rank and through the collectives of both:
+// the first request then finds kernels loaded, memory touched and peers that answer.
+absl::Status ModelRuntime::WarmUp(const internal::v1::Assignment& assignment,
+                                  const model::ParallelShape& shape) {
+  const bool generates = resident_->config.architecture == model::Architecture::kCausalLm;
+  const auto most = static_cast<int>(assignment.max_step_tokens());
+  const int prompt = std::min({2, most, resident_->config.context_length - 1});
+  const internal::v1::CacheShape& cache = assignment.cache();
+  if (prompt < 1 || cache.full_blocks() == 0 || cache.sliding_blocks() == 0) {
+    return absl::OkStatus();
+  }
+  const bool replicated = shape.dp == 1 && shape.tp > 1;
+  const auto per_rank = [&shape](int rows) { return (rows + shape.tp - 1) / shape.tp; };
+  internal::v1::StepPlan plan;
+  plan.set_exchange_mode(replicated ? internal::v1::EXCHANGE_MODE_REPLICATED
+                                    : internal::v1::EXCHANGE_MODE_EXACT);
+  plan.set_bucket(static_cast<uint32_t>(std::min(per_rank(most), per_rank(model::RowBucket(1)))));
+  internal::v1::Sampling& sampling = *plan.add_new_sequences()->mutable_sampling();
+  sampling.set_top_p(1);
+  sampling.set_logprobs(-1);
+  internal::v1::Chunk& chunk = *plan.add_chunks();
+  for (int i = 0; i < prompt; ++i) chunk.add_tokens(0);
+  chunk.add_new_full_blocks(0);
+  chunk.add_new_sliding_blocks(0);
+  chunk.set_sample(generates);
+  RETURN_IF_ERROR(Step(plan).status());
+  if (generates) {
+    plan.clear_new_sequences();
+    if (!replicated) plan.set_exchange_mode(internal::v1::EXCHANGE_MODE_FIXED);
+    chunk.Clear();
+    chunk.set_start_position(static_cast<uint32_t>(prompt));
+    chunk.set_sample(true);
+    RETURN_IF_ERROR(Step(plan).status());
+  }
+  internal::v1::StepPlan freed;
+  freed.add_freed_slots(0);
+  RETURN_IF_ERROR(table_->Apply(freed).status());
+  NoteTotals();
+  return absl::OkStatus();
+}
+
+void ModelRuntime::NoteTotals() {
+  step_ns_ = exchange_ns_ = wait_ns_ = 0;
+  launches_before_ = resident_->ops->mxfp4_launches();
+  load_before_ = transformer_->ExpertLoad();
+  copies_before_ = transformer_->CopiesToRanks();
+  bytes_before_ = transformer_->exchange_stats().bytes_to;
 }
 
 absl::Status ModelRuntime::MakeResident(std::string key, model::Config config,
@@ -318,12 +391,12 @@ internal::v1::RankStats ModelRuntime::Stats() {
   stats.set_compute_seconds(static_cast<double>(step_ns_ - exchange_ns_) * 1e-9);
   stats.set_exchange_seconds(static_cast<double>(exchange_ns_) * 1e-9);
   stats.set_wait_seconds(static_cast<double>(wait_ns_) * 1e-9);
-  const std::vector<uint64_t> load = transformer_->ExpertLoad();
+  const std::vector<uint64_t> load = Since(load_before_, transformer_->ExpertLoad());
   stats.mutable_expert_load()->Add(load.begin(), load.end());
-  const std::vector<uint64_t> copies = transformer_->CopiesToRanks();
+  const std::vector<uint64_t> copies = Since(copies_before_, transformer_->CopiesToRanks());
   stats.mutable_copies_to_rank()->Add(copies.begin(), copies.end());
   stats.set_dispatched_copies(std::accumulate(copies.begin(), copies.end(), uint64_t{0}));
-  const std::vector<int64_t>& bytes = transformer_->exchange_stats().bytes_to;
+  const std::vector<int64_t> bytes = Since(bytes_before_, transformer_->exchange_stats().bytes_to);
   stats.mutable_bytes_to_rank()->Add(bytes.begin(), bytes.end());
   stats.set_exchange_bytes(std::accumulate(bytes.begin(), bytes.end(), int64_t{0}));
   return stats;

@@ -97,6 +97,13 @@ void RunEpoch(std::vector<Worker>& workers, int dp, int tp, Generation generatio
       EXPECT_EQ(ready->resident_format(), "mxfp4");
       EXPECT_GT(ready->weight_bytes(), 0u);
       EXPECT_GT(ready->kv_bytes(), 0u);
+      // It has made steps, of which its totals say nothing.
+      EXPECT_GT(ready->warm_up_seconds(), 0);
+      const internal::v1::RankStats fresh = worker.runtime->Stats();
+      EXPECT_EQ(fresh.mxfp4_launches(), 0u);
+      EXPECT_EQ(fresh.compute_seconds(), 0);
+      EXPECT_EQ(fresh.exchange_bytes(), 0u);
+      for (const uint64_t pairs : fresh.expert_load()) EXPECT_EQ(pairs, 0u);
       for (int step = 0; step < kSteps; ++step) {
         auto result = worker.runtime->Step(MakePlan(step, rank / tp == 0));
         ASSERT_TRUE(result.ok()) << result.status();

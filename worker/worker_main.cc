@@ -1,8 +1,10 @@
 // conclave-worker: one process for each device. Joins a coordinator and serves the rank it is given
 // until it is told to stop.
 //
-// Exit codes: 0 stopped by SIGINT or SIGTERM; 1 error; 2 usage; 3 the step thread could not leave
-// an epoch that had ended (start the worker again, it joins anew).
+// SIGTERM asks the coordinator to be let go, which costs no stream if another worker can take its
+// place; SIGINT, and a second signal, stop at once. Exit codes: 0 stopped by a signal; 1 error; 2
+// usage; 3 the step thread could not leave an epoch that had ended (start the worker again, it
+// joins anew).
 
 #include <fmt/format.h>
 #include <pthread.h>
@@ -11,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -57,6 +60,8 @@ struct Flags {
   std::string health_listen;
   std::string model;
   std::string log_level = "info";
+  std::string log_format = "text";
+  double drain_limit = 35;
   int threads = 0;
   int cuda_device = 0;
   bool no_graphs = false;
@@ -93,7 +98,15 @@ void Declare(base::FlagSet& app, Flags& flags) {
   app.Add("--model", &flags.model,
           "folder of the checkpoint, instead of the one the coordinator names")
       .Type("DIR");
+  app.Add("--drain-limit", &flags.drain_limit,
+          "after SIGTERM the coordinator has so long to let the worker go")
+      .Type("SECONDS")
+      .NonNegative()
+      .ShowDefault();
   app.Add("--log-level", &flags.log_level, "trace, debug, info, warn, error or off").ShowDefault();
+  app.Add("--log-format", &flags.log_format, "text, or json: one object for each line")
+      .OneOf({"text", "json"})
+      .ShowDefault();
   app.AddSwitch("--no-rejoin", &flags.no_rejoin, "exit when the stream to the coordinator is lost");
   app.AddSwitch("--probe", &flags.probe, "print what could run here as one JSON object, and exit");
 }
@@ -153,19 +166,43 @@ class SignalWaiter {
     thread_.join();
   }
 
-  template <typename Callback>
-  void Start(Callback callback) {
-    thread_ = std::thread([this, callback] {
+  // `leave` at the first SIGTERM; `stop` at every other signal, and `limit` after `leave`.
+  template <typename Leave, typename Stop>
+  void Start(Leave leave, Stop stop, absl::Duration limit) {
+    thread_ = std::thread([this, leave, stop, limit] {
+      bool leaving = false;
+      absl::Time until = absl::InfiniteFuture();
       for (;;) {
-        int signal = 0;
-        sigwait(&signals_, &signal);
+        const int signal = Wait(until);
         if (ending_.load()) return;
-        if (signal != SIGUSR2) callback();
+        if (signal == SIGUSR2) continue;
+        until = absl::InfiniteFuture();
+        if (signal == SIGTERM && !std::exchange(leaving, true)) {
+          until = base::SteadyNow() + limit;
+          leave();
+        } else {
+          stop();
+        }
       }
     });
   }
 
  private:
+  // The next signal; -1 when `until` comes first.
+  int Wait(absl::Time until) const {
+    int signal = 0;
+    if (until == absl::InfiniteFuture()) {
+      sigwait(&signals_, &signal);
+      return signal;
+    }
+    for (;;) {
+      const timespec patience =
+          absl::ToTimespec(std::max(absl::ZeroDuration(), until - base::SteadyNow()));
+      signal = sigtimedwait(&signals_, nullptr, &patience);
+      if (signal >= 0 || errno != EINTR) return signal;
+    }
+  }
+
   sigset_t signals_;
   std::atomic<bool> ending_{false};
   std::thread thread_;
@@ -211,7 +248,8 @@ int Serve(const Flags& flags) {
     if (!started.ok()) return Fail(std::string(started.status().message()), kExitError);
     health = *std::move(started);
   }
-  signals.Start([&agent] { agent.Stop(); });
+  signals.Start([&agent] { agent.Leave(); }, [&agent] { agent.Stop(); },
+                absl::Seconds(flags.drain_limit));
   const absl::Status ended = agent.Run();
   signals.Stop();  // a second signal must not reach an agent that is going away
   if (!ended.ok()) return Fail(std::string(ended.message()), kExitError);
@@ -230,7 +268,8 @@ int Main(int argc, char** argv) {
     std::fputs(parsed.text.c_str(), stdout);
     return 0;
   }
-  if (absl::Status status = base::InitLogging("worker", flags.log_level); !status.ok()) {
+  if (absl::Status status = base::InitLogging("worker", flags.log_level, flags.log_format);
+      !status.ok()) {
     return Fail(std::string(status.message()), kExitUsage);
   }
   if (flags.probe) {

@@ -96,6 +96,19 @@ bool Server::WaitServing() {
   return true;
 }
 
+namespace {
+
+// What follows `word` on a whole line that begins with it.
+std::string LineAfter(const std::string& text, const std::string& word) {
+  const size_t at = text.rfind(word + " ");
+  if (at == std::string::npos || (at > 0 && text[at - 1] != '\n')) return "";
+  const size_t begin = at + word.size() + 1;
+  const size_t end = text.find('\n', begin);
+  return end == std::string::npos ? "" : text.substr(begin, end - begin);
+}
+
+}  // namespace
+
 void Server::ReadUntilServing(absl::Time deadline) {
   std::string text;
   while (address_.empty() && absl::Now() < deadline) {
@@ -105,10 +118,9 @@ void Server::ReadUntilServing(absl::Time deadline) {
     const ssize_t n = ::read(stdout_, buffer, sizeof(buffer));
     if (n <= 0) return;
     text.append(buffer, static_cast<size_t>(n));
-    const size_t at = text.rfind("serving ");
-    if (at == std::string::npos || (at > 0 && text[at - 1] != '\n')) continue;
-    const size_t end = text.find('\n', at);
-    if (end != std::string::npos) address_ = text.substr(at + 8, end - at - 8);
+    internal_ = LineAfter(text, "internal");
+    metrics_ = LineAfter(text, "metrics");
+    address_ = LineAfter(text, "serving");
   }
 }
 

@@ -46,6 +46,9 @@ class Server {
 
   pid_t pid() const { return pid_; }
   const std::string& address() const { return address_; }
+  // As serve said them; empty: it did not.
+  const std::string& internal_address() const { return internal_; }
+  const std::string& metrics_address() const { return metrics_; }
   std::shared_ptr<grpc::Channel> channel() const { return channel_; }
   // What it has printed on stderr so far.
   std::string log() const;
@@ -75,6 +78,8 @@ class Server {
   int stdout_ = -1;
   std::string log_path_;
   std::string address_;
+  std::string internal_;
+  std::string metrics_;
   std::shared_ptr<grpc::Channel> channel_;
 };
 
