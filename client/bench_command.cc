@@ -163,7 +163,10 @@ int Run(const Flags& flags) {
   // The guard first: threads that gRPC starts inherit the blocked signals.
   Cancellation cancellation;
   InterruptGuard guard([&] { cancellation.Cancel(); });
-  Client client(flags.server.server, /*retry=*/false);  // what fails is to be seen
+  // What fails is to be seen.
+  absl::StatusOr<Client> connected = flags.server.Connect(/*retry=*/false);
+  if (!connected.ok()) return Fail(kName, connected.status());
+  Client& client = *connected;
   CallOptions options = flags.server.call_options();
   options.cancellation = &cancellation;
 

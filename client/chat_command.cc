@@ -92,12 +92,12 @@ absl::StatusOr<v1::ChatRequest> MakeRequest(const Flags& flags) {
 // The conversation so far, and its turns.
 class Session {
  public:
-  Session(const Flags& flags, v1::ChatRequest request)
+  Session(const Flags& flags, v1::ChatRequest request, Client client)
       : flags_(flags),
         style_(StyleOf(flags)),
         request_(std::move(request)),
         first_messages_(request_.conversation().messages_size()),
-        client_(flags.server.server) {}
+        client_(std::move(client)) {}
 
   // Says `text` and shows the reply. Returns the exit code of a turn; the turn is taken back when
   // nothing came of it.
@@ -190,7 +190,9 @@ std::optional<std::vector<std::pair<std::string, std::string>>> AskResults(
 
 int RunAtTerminal(const Flags& flags, v1::ChatRequest request) {
   LineEditor editor;  // before the threads of the client
-  Session session(flags, std::move(request));
+  absl::StatusOr<Client> client = flags.server.Connect();
+  if (!client.ok()) return Fail(kName, client.status());
+  Session session(flags, std::move(request), *std::move(client));
   fmt::print(stderr,
              "Ctrl-C stops a reply, Ctrl-D ends the chat; /clear forgets the conversation, /quit "
              "leaves.\n");
@@ -238,7 +240,9 @@ int Run(const Flags& flags) {
     return Fail(kName, absl::InvalidArgumentError(
                            fmt::format("the message is not UTF-8 at byte {}", valid)));
   }
-  Session session(flags, *std::move(request));
+  absl::StatusOr<Client> client = flags.server.Connect();
+  if (!client.ok()) return Fail(kName, client.status());
+  Session session(flags, *std::move(request), *std::move(client));
   return session.Say(text);
 }
 

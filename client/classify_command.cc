@@ -231,7 +231,7 @@ absl::Status CheckFlags(const Flags& flags) {
 }
 
 absl::Status Classify(const Flags& flags, v1::Prompt prompt) {
-  Client client(flags.server.server);
+  ASSIGN_OR_RETURN(Client client, flags.server.Connect());
   if (!flags.labels.empty()) return ScoreLabels(client, flags, prompt);
   ASSIGN_OR_RETURN(const auto model, client.GetModel(flags.server.call_options()));
   RETURN_IF_ERROR(CheckHeadGiven(model, flags.head));

@@ -6,6 +6,8 @@
 #include <chrono>
 
 #include "base/grpc_status.h"
+#include "base/status_macros.h"
+#include "base/tls.h"
 #include "proto/grpc/health/v1/health.grpc.pb.h"
 
 namespace conclave::client {
@@ -57,16 +59,11 @@ class Call {
 
 namespace {
 
-bool IsLoopback(const std::string& server) {
-  return server.starts_with("127.") || server.starts_with("localhost:") ||
-         server.starts_with("[::1]:");
-}
-
 constexpr char kServiceConfig[] =
 #include "client/service_config.inc"
     ;
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server, bool retry) {
+grpc::ChannelArguments Arguments(const std::string& server, bool retry) {
   grpc::ChannelArguments arguments;
   if (retry) arguments.SetServiceConfigJSON(kServiceConfig);
   // Log-probabilities or token labels of a long input pass gRPC's default of 4 MiB.
@@ -75,8 +72,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server, bool retry
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   // gRPC would send even calls to this machine through $http_proxy.
-  if (IsLoopback(server)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  return grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments);
+  if (base::IsLoopback(server)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return arguments;
 }
 
 template <typename Service, typename Request, typename Response>
@@ -94,7 +91,16 @@ absl::StatusOr<Response> Unary(const std::shared_ptr<grpc::Channel>& channel,
 
 }  // namespace
 
-Client::Client(const std::string& server, bool retry) : channel_(MakeChannel(server, retry)) {}
+Client::Client(const std::string& server, bool retry)
+    : Client(grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(),
+                                       Arguments(server, retry))) {}
+
+absl::StatusOr<Client> Client::Connect(const std::string& server,
+                                       const base::ChannelSecurity& security, bool retry) {
+  ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel,
+                   base::Dial(server, security, Arguments(server, retry)));
+  return Client(std::move(channel));
+}
 
 absl::StatusOr<v1::Finish> Client::Generate(
     const v1::GenerateRequest& request,

@@ -27,6 +27,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -35,6 +36,10 @@
 #include "proto/conclave/v1/cluster.grpc.pb.h"
 #include "proto/conclave/v1/generation.grpc.pb.h"
 #include "proto/conclave/v1/model.grpc.pb.h"
+
+namespace conclave::base {
+struct ChannelSecurity;
+}  // namespace conclave::base
 
 namespace conclave::client {
 
@@ -65,10 +70,14 @@ struct CallOptions {
 // Thread-safe; one connection, shared by all calls.
 class Client {
  public:
-  // `server` is HOST:PORT. Connects when the first call is made. With `retry`, calls that generate
-  // or classify are made again, three times at most, while the server answers UNAVAILABLE before it
-  // has answered anything else (proto/conclave/v1/service_config.json).
+  // `server` is HOST:PORT. Plaintext, without a key. Connects when the first call is made. With
+  // `retry`, calls that generate or classify are made again, three times at most, while the server
+  // answers UNAVAILABLE before it has answered anything else
+  // (proto/conclave/v1/service_config.json).
   explicit Client(const std::string& server, bool retry = true);
+  // The same with TLS, a certificate, an API key, as base/tls.h says. Errors are those of files.
+  static absl::StatusOr<Client> Connect(const std::string& server,
+                                        const base::ChannelSecurity& security, bool retry = true);
 
   // `on_part` is called on this thread for each part of the stream, as it arrives, the last one
   // (which carries `finish`) included.
@@ -107,6 +116,8 @@ class Client {
   absl::StatusOr<bool> Serving(const CallOptions& options = {});
 
  private:
+  explicit Client(std::shared_ptr<grpc::Channel> channel) : channel_(std::move(channel)) {}
+
   std::shared_ptr<grpc::Channel> channel_;
 };
 

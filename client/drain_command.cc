@@ -27,7 +27,9 @@ int Run(const Flags& flags) {
   v1::DrainRequest request;
   if (flags.limit.has_value()) request.set_limit_seconds(*flags.limit);
   request.set_resume(flags.resume);
-  Client client(flags.server.server);
+  absl::StatusOr<Client> connected = flags.server.Connect();
+  if (!connected.ok()) return Fail(kName, connected.status());
+  Client& client = *connected;
   const auto response = client.Drain(request, flags.server.call_options());
   if (!response.ok()) return FailCall(kName, flags.server.server, response.status());
   if (flags.json) {

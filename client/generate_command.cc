@@ -208,7 +208,9 @@ int Run(const Flags& flags) {
   // The guard first: threads that gRPC starts inherit the blocked signals.
   Cancellation cancellation;
   InterruptGuard guard([&] { cancellation.Cancel(); });
-  Client client(flags.server.server);
+  absl::StatusOr<Client> connected = flags.server.Connect();
+  if (!connected.ok()) return Fail(kName, connected.status());
+  Client& client = *connected;
   CallOptions options = flags.server.call_options();
   options.cancellation = &cancellation;
 

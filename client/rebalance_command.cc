@@ -64,7 +64,9 @@ int Run(const Flags& flags) {
   v1::RebalanceRequest request;
   request.set_replicas(static_cast<uint32_t>(flags.replicas));
   request.set_dry_run(flags.dry_run);
-  Client client(flags.server.server);
+  absl::StatusOr<Client> connected = flags.server.Connect();
+  if (!connected.ok()) return Fail(kName, connected.status());
+  Client& client = *connected;
   const auto response = client.Rebalance(request, flags.server.call_options());
   if (!response.ok()) return FailCall(kName, flags.server.server, response.status());
   if (flags.json) {

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -72,6 +74,27 @@ absl::Status Prepare(ServeOptions& options) {
       fmt::format("--log-dir {} cannot be made: {}", options.log_dir, error.message()));
 }
 
+// A folder that only this user can enter, for as long as the service runs.
+class PrivateFolder {
+ public:
+  PrivateFolder() {
+    std::error_code error;
+    std::string name = (std::filesystem::temp_directory_path(error) / "conclave-XXXXXX").string();
+    if (!error && mkdtemp(name.data()) != nullptr) path_ = name;
+  }
+  ~PrivateFolder() {
+    std::error_code error;
+    if (!path_.empty()) std::filesystem::remove_all(path_, error);
+  }
+  PrivateFolder(const PrivateFolder&) = delete;
+  PrivateFolder& operator=(const PrivateFolder&) = delete;
+
+  const std::string& path() const { return path_; }  // empty: it could not be made
+
+ private:
+  std::string path_;
+};
+
 int Run(ServeOptions& options) {
   if (const auto usage = CheckUsage(options); !usage.ok()) {
     return FailUsage(kName, std::string(usage.message()));
@@ -85,6 +108,16 @@ int Run(ServeOptions& options) {
   status.Update(Prepare(options));
   if (!status.ok()) return Fail(kName, status);
 
+  // Our children have no use for it, and who may read their environment none either.
+  unsetenv(kApiKeyVariable);
+  std::optional<PrivateFolder> folder;
+  if (options.guarded) {
+    folder.emplace();
+    if (folder->path().empty()) {
+      return Fail(kName, absl::InternalError("no temporary folder can be made; set $TMPDIR"));
+    }
+    options.control_socket = folder->path() + "/control";
+  }
   ServeDisplay display(stderr, isatty(STDERR_FILENO) != 0);
   ServeSession session(options, &display);
   status = session.Run();

@@ -38,9 +38,9 @@ base::Flag AddCoordinatorFlag(base::FlagSet& command, ServeOptions* options,
 }
 
 void AddCoordinatorSwitch(base::FlagSet& command, ServeOptions* options, const std::string& flag,
-                          const std::string& help) {
+                          const std::string& help, const std::string& group = "Engine") {
   const auto pass_on = [options, flag] { options->coordinator_flags.push_back(flag); };
-  command.AddSwitch(flag, pass_on, help).Group("Engine");
+  command.AddSwitch(flag, pass_on, help).Group(group);
 }
 
 void AddEngineFlags(base::FlagSet& command, ServeOptions* options) {
@@ -65,6 +65,46 @@ void AddEngineFlags(base::FlagSet& command, ServeOptions* options) {
                        "Refuse to serve MXFP4 experts in another format");
   AddCoordinatorSwitch(command, options, "--allow-forced-routing",
                        "Accept requests that choose experts themselves (tests; loopback only)");
+}
+
+void AddProtectionFlags(base::FlagSet& command, ServeOptions* options) {
+  const auto add = [&](const std::string& flag, const std::string& help) {
+    return AddCoordinatorFlag(command, options, flag, help).Group("Protection");
+  };
+  // Of the public port.
+  const auto guard = [&](const std::string& flag, const std::string& help) {
+    const auto pass_on = [options, flag](const std::string& value) {
+      options->coordinator_flags.insert(options->coordinator_flags.end(), {flag, value});
+      options->guarded = true;
+    };
+    command.Add(flag, pass_on, help).Type("FILE").Group("Protection");
+  };
+  // Of the workers' port: both ends.
+  const auto internal = [&](const std::string& flag, const std::string& help) {
+    const auto pass_on = [options, flag](const std::string& value) {
+      options->coordinator_flags.insert(options->coordinator_flags.end(), {flag, value});
+      options->worker_flags.insert(options->worker_flags.end(), {flag, value});
+    };
+    command.Add(flag, pass_on, help).Type("FILE").Group("Protection");
+  };
+  guard("--tls-cert", "Certificate chain of the service: it speaks TLS");
+  guard("--tls-key", "Its private key");
+  guard("--tls-client-ca", "Clients must show a certificate of this authority");
+  guard("--api-keys", "Calls must bring one of these keys");
+  internal("--internal-secret", "Shared by coordinator and workers");
+  internal("--internal-tls-cert", "Certificate chain of coordinator and workers");
+  internal("--internal-tls-key", "Its private key");
+  internal("--internal-tls-ca", "Authority of that certificate");
+  AddCoordinatorSwitch(command, options, "--internal-insecure",
+                       "Let anybody join who reaches --internal-listen", "Protection");
+  add("--max-prompt-tokens", "Of one request [what the context holds]").SilentRange(0, kMaxInt);
+  add("--max-message-bytes", "Of one request [67108864]").SilentRange(1, kMaxInt);
+  add("--max-unread-bytes", "Results that may wait for a client that reads slowly [16777216]")
+      .SilentRange(1, kMaxInt);
+  add("--keepalive-seconds", "Silence after which a client is asked whether it is there [60]")
+      .SilentRange(0, kMaxInt);
+  add("--max-connection-age", "Seconds until clients are made to connect anew [never]")
+      .SilentRange(0, kMaxInt);
 }
 
 }  // namespace
@@ -118,6 +158,7 @@ void AddServeFlags(base::FlagSet& command, ServeOptions* options) {
       .Type("DIR");
   command.AddSwitch("--no-restart", &options->no_restart, "Leave a child that ended as it is");
   AddEngineFlags(command, options);
+  AddProtectionFlags(command, options);
 }
 
 model::ModelSource ServeOptions::source() const {
@@ -157,6 +198,7 @@ std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std:
   add("--tp", std::to_string(options.shape.tp));
   add("--log-level", options.log_level);
   add("--log-format", options.log_format);
+  if (!options.control_socket.empty()) add("--control-socket", options.control_socket);
   argv.insert(argv.end(), options.coordinator_flags.begin(), options.coordinator_flags.end());
   return argv;
 }
@@ -180,6 +222,7 @@ std::vector<std::string> WorkerArgv(const ServeOptions& options, int index,
                                    options.log_level,
                                    "--log-format",
                                    options.log_format};
+  argv.insert(argv.end(), options.worker_flags.begin(), options.worker_flags.end());
   if (options.device != "cuda") return argv;
   argv.emplace_back("--cuda-device");
   argv.push_back(std::to_string(index));

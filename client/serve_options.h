@@ -34,12 +34,15 @@ struct ServeOptions {
   bool no_restart = false;
   // Flags with their values that only the coordinator knows, in the order given.
   std::vector<std::string> coordinator_flags;
+  std::vector<std::string> worker_flags;  // the same of the workers
+  bool guarded = false;                   // the public port takes more than a plaintext connection
 
   // What the flags say of the model.
   model::ModelSource source() const;
 
   // Filled in after the parse.
   model::ParallelShape shape;
+  std::string control_socket;  // by which a guarded coordinator is watched
   std::string coordinator_binary;
   std::string worker_binary;
 };

@@ -131,7 +131,8 @@ absl::Status ServeSession::StartWorkers() {
                                 .lines_of_stdout = false})
                         .status());
   }
-  monitor_ = std::make_unique<ServeMonitor>(DialAddress(listen_));
+  monitor_ = std::make_unique<ServeMonitor>(
+      options_.control_socket.empty() ? DialAddress(listen_) : "unix:" + options_.control_socket);
   return absl::OkStatus();
 }
 

@@ -47,7 +47,9 @@ void Redraw(const std::string& text) {
 // Until the process is interrupted.
 int Watch(const Flags& flags, double seconds) {
   const bool terminal = !flags.json && isatty(STDOUT_FILENO) != 0;
-  Client client(flags.server.server);
+  absl::StatusOr<Client> connected = flags.server.Connect();
+  if (!connected.ok()) return Fail(kName, connected.status());
+  Client& client = *connected;
   v1::GetClusterResponse before;
   absl::Time looked;
   for (bool first = true;; first = false) {
@@ -89,7 +91,9 @@ int Run(const Flags& flags) {
     }
     return Watch(flags, seconds);
   }
-  Client client(flags.server.server);
+  absl::StatusOr<Client> connected = flags.server.Connect();
+  if (!connected.ok()) return Fail(kName, connected.status());
+  Client& client = *connected;
   const auto cluster = client.GetCluster(flags.server.call_options());
   if (!cluster.ok()) return FailCall(kName, flags.server.server, cluster.status());
   fmt::print("{}", flags.json ? Dump(ClusterJson(*cluster)) + "\n" : StatusText(*cluster));

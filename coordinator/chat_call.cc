@@ -47,7 +47,15 @@ void ChatCall::Start(Request request, ChatContext context) {
 
 void ChatCall::OnTokens(std::span<const TokenEvent> tokens) {
   absl::MutexLock lock(&mutex_);
-  pending_.insert(pending_.end(), tokens.begin(), tokens.end());
+  if (broken_) return;
+  pending_.Append(tokens);
+  if (pending_.bytes() > static_cast<size_t>(model_.limits.max_unread_bytes)) {
+    broken_ = true;
+    pending_.Clear();
+    status_ = ReadsTooSlowly(model_.limits.max_unread_bytes);
+    // Not from here: a sink must not call the engine.
+    executor_.Post([self = shared_from_this()] { self->OnCancel(); });
+  }
   Schedule();
 }
 
@@ -71,13 +79,13 @@ ChatCall::Work ChatCall::TakeWork() {
   absl::MutexLock lock(&mutex_);
   Work work;
   const bool writable = !broken_ && !last_parsed_;
-  if (writable) work.tokens = std::exchange(pending_, {});
-  if (outcome_.has_value() && !finished_) {
+  if (writable) work.tokens = pending_.Take();
+  if (outcome_.has_value() && !finished_ && pending_.empty()) {
     if (writable && outcome_->status.ok()) {
       work.last = true;
       last_parsed_ = true;
     } else if (work.tokens.empty()) {
-      work.finish = base::ToGrpc(outcome_->status);
+      work.finish = base::ToGrpc(status_.ok() ? outcome_->status : status_);
       finished_ = true;
     }
   }
@@ -127,7 +135,7 @@ void ChatCall::OnWriteDone(bool ok) {
     unwritten_.clear();
     absl::MutexLock lock(&mutex_);
     broken_ = true;
-    pending_.clear();
+    pending_.Clear();
   }
   Pump();
 }

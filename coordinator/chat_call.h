@@ -18,6 +18,7 @@
 #include "coordinator/engine.h"
 #include "coordinator/reply.h"
 #include "coordinator/serving_model.h"
+#include "coordinator/unread_events.h"
 
 namespace conclave::coordinator {
 
@@ -69,7 +70,7 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   absl::Mutex mutex_;  // guards the fields below
   CallRecord record_;
-  std::vector<TokenEvent> pending_;
+  UnreadEvents<TokenEvent> pending_;
   std::optional<Outcome> outcome_;  // set once, then constant
   RequestId id_ = 0;
   bool submitted_ = false;
@@ -77,7 +78,8 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool busy_ = false;         // a pump is scheduled or a write is under way
   bool last_parsed_ = false;  // the response that carries `finish` is made
   bool finished_ = false;     // Finish was called
-  bool broken_ = false;       // a write failed: the client is gone
+  bool broken_ = false;       // a write failed, the client is gone; or it reads too slowly
+  absl::Status status_;       // not OK: in place of the outcome's
 };
 
 }  // namespace conclave::coordinator

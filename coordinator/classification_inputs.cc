@@ -27,12 +27,12 @@ std::string Concatenate(const model::Tokenizer* tokenizer, const std::vector<int
 absl::StatusOr<ClassificationInput> TranslateInput(const ServingModel& model,
                                                    const v1::Prompt& prompt, bool truncate,
                                                    const std::string& field) {
-  const int context = model.config.context_length;
+  const int longest = model.longest_prompt(/*room=*/0);
   ClassificationInput input;
   ASSIGN_OR_RETURN(input.tokens,
-                   TranslatePrompt(model, prompt, field, truncate ? kNoLimit : context));
-  if (input.tokens.size() > static_cast<size_t>(context)) {
-    input.tokens.resize(static_cast<size_t>(context));
+                   TranslatePrompt(model, prompt, field, truncate ? kNoLimit : longest));
+  if (input.tokens.size() > static_cast<size_t>(longest)) {
+    input.tokens.resize(static_cast<size_t>(longest));
     input.truncated = true;
   }
   input.text = prompt.has_text() ? prompt.text() : Concatenate(model.tokenizer.get(), input.tokens);
@@ -43,18 +43,18 @@ absl::StatusOr<ClassificationInput> TranslatePair(const ServingModel& model,
                                                   const v1::Prompt& first, const v1::Prompt& second,
                                                   bool truncate, const std::string& first_field,
                                                   const std::string& second_field) {
-  const int context = model.config.context_length;
-  const int limit = truncate ? kNoLimit : context;
+  const int longest = model.longest_prompt(/*room=*/0);
+  const int limit = truncate ? kNoLimit : longest;
   ClassificationInput input;
   ASSIGN_OR_RETURN(input.tokens, TranslatePrompt(model, first, first_field, limit));
   ASSIGN_OR_RETURN(std::vector<int32_t> rest, TranslatePrompt(model, second, second_field, limit));
-  if (input.tokens.size() + rest.size() > static_cast<size_t>(context)) {
+  if (input.tokens.size() + rest.size() > static_cast<size_t>(longest)) {
     if (!truncate) {
       return absl::InvalidArgumentError(
-          fmt::format("{} and {} have {} tokens together: at most {}, the context", first_field,
-                      second_field, input.tokens.size() + rest.size(), context));
+          fmt::format("{} and {} have {} tokens together: at most {} {}", first_field, second_field,
+                      input.tokens.size() + rest.size(), longest, model.prompt_bound()));
     }
-    TruncatePair(input.tokens, rest, static_cast<size_t>(context));
+    TruncatePair(input.tokens, rest, static_cast<size_t>(longest));
     input.truncated = true;
   }
   input.tokens.insert(input.tokens.end(), rest.begin(), rest.end());

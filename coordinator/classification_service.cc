@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/time.h"
 #include "base/status_macros.h"
 #include "coordinator/batch_call.h"
+#include "coordinator/caller.h"
 #include "coordinator/classification_inputs.h"
 #include "coordinator/classification_results.h"
 #include "coordinator/raw_request.h"
@@ -82,13 +82,13 @@ absl::StatusOr<Call<SpanRules>> ParseTokens(const ServingModel& model,
 // `every_token`: the head is read at all positions, else at the pooled one.
 template <typename Options>
 std::vector<std::vector<Request>> MakeRequests(const ServingModel& model, const Call<Options>& call,
-                                               bool every_token, absl::Time deadline) {
+                                               bool every_token, const Caller& caller) {
   std::vector<std::vector<Request>> requests;
   for (const ClassificationInput& input : call.inputs) {
     Request request = call.claim;
     request.tokens = input.tokens;
     request.sampling.set_logprobs(-1);
-    request.deadline = deadline;
+    caller.Sign(request);
     if (every_token) {
       request.heads.push_back({call.head, 0, static_cast<int>(input.tokens.size())});
     } else {
@@ -129,7 +129,7 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifySequence(
     return call.get();
   }
   auto asked = std::make_shared<const Call<SequenceOptions>>(*std::move(parsed));
-  call->Start(MakeRequests(model_, *asked, false, absl::FromChrono(context->deadline())),
+  call->Start(MakeRequests(model_, *asked, false, Caller(*context, keys_)),
               [this, asked](std::span<const BatchItem> items) {
                 v1::ClassifySequenceResponse reply;
                 reply.set_function(asked->options.function);
@@ -157,7 +157,7 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifyTokens(
     return call.get();
   }
   auto asked = std::make_shared<const Call<SpanRules>>(*std::move(parsed));
-  call->Start(MakeRequests(model_, *asked, true, absl::FromChrono(context->deadline())),
+  call->Start(MakeRequests(model_, *asked, true, Caller(*context, keys_)),
               [this, asked](std::span<const BatchItem> items) {
                 v1::ClassifyTokensResponse reply;
                 for (size_t i = 0; i < items.size(); ++i) {
@@ -184,9 +184,10 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ScoreLabels(
     return call.get();
   }
   auto questions = std::make_shared<const LabelQuestions>(*std::move(parsed));
+  const Caller caller(*context, keys_);
   std::vector<std::vector<Request>> requests = LabelRequests(*questions);
   for (std::vector<Request>& forks : requests) {
-    for (Request& request : forks) request.deadline = absl::FromChrono(context->deadline());
+    for (Request& request : forks) caller.Sign(request);
   }
   call->Start(std::move(requests), [questions](std::span<const BatchItem> items) {
     std::vector<std::vector<float>> logprobs;

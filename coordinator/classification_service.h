@@ -2,6 +2,7 @@
 #define CONCLAVE_COORDINATOR_CLASSIFICATION_SERVICE_H_
 
 #include "base/executor.h"
+#include "coordinator/api_keys.h"
 #include "coordinator/engine.h"
 #include "coordinator/serving_model.h"
 #include "proto/conclave/v1/classification.grpc.pb.h"
@@ -16,9 +17,10 @@ class ClassificationServiceImpl final
               v1::ClassificationService::WithRawCallbackMethod_ScoreLabels<
                   v1::ClassificationService::Service>>> {
  public:
-  // All borrowed.
-  ClassificationServiceImpl(const ServingModel& model, Engine& engine, base::Executor& executor)
-      : model_(model), engine_(engine), executor_(executor) {}
+  // All borrowed; `keys` may be null.
+  ClassificationServiceImpl(const ServingModel& model, Engine& engine, base::Executor& executor,
+                            ApiKeys* keys = nullptr)
+      : model_(model), engine_(engine), executor_(executor), keys_(keys) {}
 
   grpc::ServerUnaryReactor* ClassifySequence(grpc::CallbackServerContext* context,
                                              const grpc::ByteBuffer* bytes,
@@ -34,6 +36,7 @@ class ClassificationServiceImpl final
   const ServingModel& model_;
   Engine& engine_;
   base::Executor& executor_;
+  ApiKeys* const keys_;
 };
 
 }  // namespace conclave::coordinator

@@ -9,6 +9,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -104,6 +105,14 @@ void DeclareEngine(base::FlagSet& app, Flags& flags) {
       .ShowDefault();
   app.Add("--prefill-chunk", &cluster.prefill_chunk, "rows of one prompt in one step")
       .ShowDefault();
+  app.Add("--max-prompt-tokens", &flags.options.model.limits.max_prompt_tokens,
+          "of one request; 0: what the context holds")
+      .Range(0, 1 << 30)
+      .ShowDefault();
+  app.Add("--max-unread-bytes", &flags.options.model.limits.max_unread_bytes,
+          "results that may wait for the client of one stream")
+      .Range(1 << 10, std::numeric_limits<int>::max())
+      .ShowDefault();
   app.Add("--pipeline-depth", &engine.pipeline_depth, "plans in flight").ShowDefault();
   app.Add("--kv-cache-bytes", &cluster.kv_cache_bytes, "KV cache of a rank; 0: by need")
       .ShowDefault();
@@ -119,6 +128,7 @@ absl::Status Resolve(Flags& flags) {
         "--drain-limit is {}: it must be between 0 and 86400 seconds", flags.drain_limit));
   }
   flags.options.engine.drain_limit = absl::Seconds(flags.drain_limit);
+  RETURN_IF_ERROR(CheckProtection(flags.options.protection, flags.options.internal_listen));
   ASSIGN_OR_RETURN(flags.options.engine.exchange, ParseExchangeChoice(flags.exchange));
   for (const std::string& head : flags.heads) {
     ASSIGN_OR_RETURN(const model::HeadFlag parsed, model::ParseHeadFlag(head));
@@ -191,6 +201,7 @@ int Main(int argc, char** argv) {
           "after SIGTERM, or ClusterService.Drain: what is under way may go on for so long")
       .Type("SECONDS")
       .ShowDefault();
+  DeclareProtection(app, flags.options.protection);
   app.Add("--log-level", &flags.log_level, "trace, debug, info, warn, error or off").ShowDefault();
   app.Add("--log-format", &flags.log_format, "text, or json: one object for each line")
       .OneOf({"text", "json"})

@@ -4,6 +4,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <sys/stat.h>
 
 #include <optional>
 #include <utility>
@@ -13,10 +14,12 @@
 #include "base/executor.h"
 #include "base/logging.h"
 #include "base/status_macros.h"
+#include "base/tls.h"
 #include "coordinator/classification_service.h"
 #include "coordinator/cluster_service.h"
 #include "coordinator/generation_service.h"
 #include "coordinator/health_watch.h"
+#include "coordinator/limited_engine.h"
 #include "coordinator/metrics_listener.h"
 #include "coordinator/metrics_text.h"
 #include "coordinator/model_service.h"
@@ -25,9 +28,6 @@
 namespace conclave::coordinator {
 namespace {
 
-// A batch of long prompts fits; an accident does not.
-constexpr int kMaxRequestBytes = 64 << 20;
-constexpr int kMinPingMs = 5'000;
 // Calls still open when the servers go down are cut after this.
 constexpr absl::Duration kShutdownLimit = absl::Seconds(2);
 
@@ -36,26 +36,24 @@ std::string HostOf(const std::string& address) {
   return colon == std::string::npos ? address : address.substr(0, colon);
 }
 
-bool IsLoopback(const std::string& address) {
-  const std::string host = HostOf(address);
-  return host == "localhost" || host == "[::1]" || host.starts_with("127.");
-}
-
 struct Listener {
   std::unique_ptr<grpc::Server> server;
   std::string address;
 };
 
+// `credentials` null: plaintext, for everybody.
 absl::StatusOr<Listener> Listen(const std::string& flag, const std::string& address,
+                                const ProtectionOptions& protection,
+                                std::shared_ptr<grpc::ServerCredentials> credentials,
                                 const std::vector<grpc::Service*>& services) {
   grpc::ServerBuilder builder;
   int port = 0;
   // Two processes must not share a port by accident.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
-  // Workers and long streams may ask this often whether we are still here.
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
-  builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
+  builder.AddListeningPort(
+      address, credentials == nullptr ? grpc::InsecureServerCredentials() : std::move(credentials),
+      &port);
+  LimitConnections(protection, builder);
   for (grpc::Service* service : services) builder.RegisterService(service);
   Listener listener;
   listener.server = builder.BuildAndStart();
@@ -75,19 +73,30 @@ class Server final : public CoordinatorServer {
 
   absl::Status Start(const CoordinatorOptions& options) {
     ASSIGN_OR_RETURN(engine_, EngineLoop::Create(options.engine, clock_));
+    const ProtectionOptions& protection = options.protection;
+    ASSIGN_OR_RETURN(keys_, OpenApiKeys(protection, clock_));
+    ASSIGN_OR_RETURN(auto public_credentials,
+                     PublicCredentials(protection, options.listen, keys_, engine_->calls()));
+    ASSIGN_OR_RETURN(auto worker_credentials, WorkerCredentials(protection));
     registry_.emplace(*engine_, engine_->rendezvous());
-    generation_.emplace(model_, *engine_, *executor_);
-    classification_.emplace(model_, *engine_, *executor_);
+    limited_.emplace(*engine_);
+    generation_.emplace(model_, *limited_, *executor_, keys_.get());
+    classification_.emplace(model_, *limited_, *executor_, keys_.get());
     models_.emplace(model_, *engine_);
     cluster_.emplace(*engine_);
-    ASSIGN_OR_RETURN(internal_,
-                     Listen("--internal-listen", options.internal_listen, {&*registry_}));
-    ASSIGN_OR_RETURN(public_, Listen("--listen", options.listen,
+    ASSIGN_OR_RETURN(internal_, Listen("--internal-listen", options.internal_listen, protection,
+                                       worker_credentials, {&*registry_}));
+    ASSIGN_OR_RETURN(public_, Listen("--listen", options.listen, protection, public_credentials,
                                      {&*generation_, &*classification_, &*models_, &*cluster_}));
     std::vector<grpc::Server*> servers = {public_.server.get(), internal_.server.get()};
     if (!options.health_listen.empty()) {
-      ASSIGN_OR_RETURN(health_, Listen("--health-listen", options.health_listen, {}));
+      ASSIGN_OR_RETURN(health_,
+                       Listen("--health-listen", options.health_listen, protection, nullptr, {}));
       servers.push_back(health_.server.get());
+    }
+    if (!protection.control.empty()) {
+      RETURN_IF_ERROR(ListenForControl(protection));
+      servers.push_back(control_.server.get());
     }
     health_watch_.emplace(
         std::move(servers), [this] { return engine_->Serving(); },
@@ -119,7 +128,7 @@ class Server final : public CoordinatorServer {
     metrics_ = nullptr;
     if (engine_ != nullptr) engine_->Stop();
     const auto deadline = absl::ToChronoTime(absl::Now() + kShutdownLimit);
-    for (Listener* listener : {&public_, &internal_, &health_}) {
+    for (Listener* listener : {&public_, &internal_, &health_, &control_}) {
       if (listener->server != nullptr) listener->server->Shutdown(deadline);
       listener->server.reset();
     }
@@ -133,11 +142,24 @@ class Server final : public CoordinatorServer {
     return MetricsText(engine_->Report(), engine_->calls(), facts);
   }
 
+  absl::Status ListenForControl(const ProtectionOptions& protection) {
+    // The socket must not be there for others for a moment.
+    const mode_t before = umask(S_IRWXG | S_IRWXO);
+    auto control =
+        Listen("--control-socket", "unix:" + protection.control, protection, nullptr, {&*cluster_});
+    umask(before);
+    RETURN_IF_ERROR(control.status());
+    control_ = *std::move(control);
+    return absl::OkStatus();
+  }
+
   const ServingModel model_;
   const base::SteadyClock clock_;
   ProcessFacts facts_;
   std::unique_ptr<base::Executor> executor_ = std::make_unique<base::Executor>();
+  std::shared_ptr<ApiKeys> keys_;
   std::unique_ptr<EngineLoop> engine_;
+  std::optional<LimitedEngine> limited_;
   std::optional<WorkerRegistryService> registry_;
   std::optional<GenerationServiceImpl> generation_;
   std::optional<ClassificationServiceImpl> classification_;
@@ -146,6 +168,7 @@ class Server final : public CoordinatorServer {
   Listener internal_;
   Listener public_;
   Listener health_;
+  Listener control_;
   std::optional<HealthWatch> health_watch_;
   std::unique_ptr<MetricsListener> metrics_;
 };
@@ -165,7 +188,7 @@ absl::Status FillEngineOptions(const ServingModel& model, EngineOptions& engine)
 
 absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
     CoordinatorOptions options) {
-  if (options.model.allow_forced_routing && !IsLoopback(options.listen)) {
+  if (options.model.allow_forced_routing && !base::IsLoopback(options.listen)) {
     return absl::InvalidArgumentError(
         fmt::format("--allow-forced-routing is a test hook: --listen {} must be a loopback address",
                     options.listen));

@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "coordinator/engine_loop.h"
+#include "coordinator/protection.h"
 #include "coordinator/serving_model.h"
 
 namespace conclave::coordinator {
@@ -24,6 +25,7 @@ struct CoordinatorOptions {
   std::string internal_listen;  // workers
   std::string health_listen;    // plaintext health; empty: none
   std::string metrics_listen;   // HTTP for Prometheus; empty: none
+  ProtectionOptions protection;
 };
 
 // All methods from one thread.

@@ -28,6 +28,8 @@
 
 namespace conclave::coordinator {
 
+class ApiKeyAccount;
+
 using RequestId = uint64_t;
 
 // One generated token.
@@ -109,6 +111,7 @@ struct Request {
   std::vector<uint32_t> forced_expert_ids;  // [positions, layers, k]
   int priority = 0;                         // the higher is admitted first
   std::string user;                         // whose share of the service this is
+  std::shared_ptr<ApiKeyAccount> account;   // of the caller's key; null: none (limited_engine.h)
   absl::Time deadline = absl::InfiniteFuture();
   bool of_open_call = false;  // of a call that is under way: taken while the engine drains, too
   std::shared_ptr<RequestSink> sink;

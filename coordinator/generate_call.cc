@@ -1,6 +1,5 @@
 #include "coordinator/generate_call.h"
 
-#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -9,21 +8,6 @@
 #include "proto/conclave/v1/generation.pb.h"
 
 namespace conclave::coordinator {
-namespace {
-
-// Log-probabilities of the prompt in one response, with 20 others each: a message stays well under
-// the 4 MB that gRPC's clients take by default, however many wait for a slow reader.
-constexpr size_t kMaxPromptEntries = 4096;
-
-std::vector<PromptLogprob> TakePrompt(std::vector<PromptLogprob>& pending) {
-  if (pending.size() <= kMaxPromptEntries) return std::exchange(pending, {});
-  const auto end = pending.begin() + kMaxPromptEntries;
-  std::vector<PromptLogprob> taken(std::move_iterator(pending.begin()), std::move_iterator(end));
-  pending.erase(pending.begin(), end);
-  return taken;
-}
-
-}  // namespace
 
 // Of one completion.
 class GenerateCall::Sink final : public RequestSink {
@@ -90,15 +74,17 @@ void GenerateCall::Start(std::vector<Request> completions) {
 
 void GenerateCall::OnPromptLogprobs(int completion, std::span<const PromptLogprob> logprobs) {
   absl::MutexLock lock(&mutex_);
-  std::vector<PromptLogprob>& pending = completions_[completion].pending_prompt;
-  pending.insert(pending.end(), logprobs.begin(), logprobs.end());
+  if (broken_) return;
+  completions_[completion].pending_prompt.Append(logprobs);
+  CheckUnread();
   Schedule();
 }
 
 void GenerateCall::OnTokens(int completion, std::span<const TokenEvent> tokens) {
   absl::MutexLock lock(&mutex_);
-  std::vector<TokenEvent>& pending = completions_[completion].pending;
-  pending.insert(pending.end(), tokens.begin(), tokens.end());
+  if (broken_) return;
+  completions_[completion].pending.Append(tokens);
+  CheckUnread();
   Schedule();
 }
 
@@ -114,6 +100,25 @@ void GenerateCall::OnEnd(int completion, const Outcome& outcome) {
     executor_.Post([self = shared_from_this()] { self->CancelAll(); });
   }
   Schedule();
+}
+
+void GenerateCall::CheckUnread() {
+  size_t bytes = 0;
+  for (const Completion& completion : completions_) {
+    bytes += completion.pending_prompt.bytes() + completion.pending.bytes();
+  }
+  if (bytes <= static_cast<size_t>(model_.limits.max_unread_bytes)) return;
+  broken_ = true;
+  DropPending();
+  if (status_.ok()) status_ = ReadsTooSlowly(model_.limits.max_unread_bytes);
+  executor_.Post([self = shared_from_this()] { self->CancelAll(); });
+}
+
+void GenerateCall::DropPending() {
+  for (Completion& completion : completions_) {
+    completion.pending_prompt.Clear();
+    completion.pending.Clear();
+  }
 }
 
 // mutex_ is held.
@@ -133,10 +138,10 @@ GenerateCall::Work GenerateCall::TakeWork() {
     if (completion.pending_prompt.empty() && completion.pending.empty() && !ends) continue;
     next_writer_ = index + 1;
     work.completion = static_cast<int>(index);
-    work.prompt = TakePrompt(completion.pending_prompt);
+    work.prompt = completion.pending_prompt.Take();
     if (!completion.pending_prompt.empty()) return work;
-    work.tokens = std::exchange(completion.pending, {});
-    work.last = completion.last_written = ends;
+    work.tokens = completion.pending.Take();
+    work.last = completion.last_written = ends && completion.pending.empty();
     return work;
   }
   if (open_ == 0 && !finished_) {
@@ -167,10 +172,7 @@ void GenerateCall::OnWriteDone(bool ok) {
   if (!ok) {
     absl::MutexLock lock(&mutex_);
     broken_ = true;
-    for (Completion& completion : completions_) {
-      completion.pending_prompt.clear();
-      completion.pending.clear();
-    }
+    DropPending();
   }
   Pump();
 }

@@ -17,12 +17,13 @@
 #include "coordinator/engine.h"
 #include "coordinator/reply.h"
 #include "coordinator/serving_model.h"
+#include "coordinator/unread_events.h"
 
 namespace conclave::coordinator {
 
 // Events arrive on the scheduler thread, which only queues them; responses are built on the
-// executor or on gRPC's threads, one at a time. A slow reader delays its own stream alone: what
-// waits for it is at most the token events of its completions.
+// executor or on gRPC's threads, one at a time. A slow reader delays its own stream alone, and ends
+// it when more than max_unread_bytes wait (RESOURCE_EXHAUSTED).
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
@@ -42,8 +43,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   class Sink;
 
   struct Completion {
-    std::vector<PromptLogprob> pending_prompt;
-    std::vector<TokenEvent> pending;
+    UnreadEvents<PromptLogprob> pending_prompt;
+    UnreadEvents<TokenEvent> pending;
     std::optional<Outcome> outcome;  // set once, then constant
     bool last_written = false;       // the response that carries `finish` was handed to gRPC
   };
@@ -61,6 +62,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnPromptLogprobs(int completion, std::span<const PromptLogprob> logprobs);
   void OnTokens(int completion, std::span<const TokenEvent> tokens);
   void OnEnd(int completion, const Outcome& outcome);
+  // Ends all when too much waits. mutex_ is held.
+  void CheckUnread();
+  // Of all completions. mutex_ is held.
+  void DropPending();
   void Schedule();
   Work TakeWork();
   void Pump();
@@ -85,7 +90,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool cancelled_ = false;
   bool busy_ = false;      // a pump is scheduled or a write is under way
   bool finished_ = false;  // Finish was called
-  bool broken_ = false;    // a write failed: the client is gone
+  bool broken_ = false;    // a write failed, the client is gone; or it reads too slowly
 };
 
 }  // namespace conclave::coordinator

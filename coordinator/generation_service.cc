@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/time.h"
 #include "base/status_macros.h"
 #include "coordinator/batch_call.h"
+#include "coordinator/caller.h"
 #include "coordinator/chat_call.h"
 #include "coordinator/generate_call.h"
 #include "coordinator/raw_request.h"
@@ -53,9 +53,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
   auto call = std::make_shared<GenerateCall>(model_, engine_, executor_, *context);
   absl::StatusOr<std::vector<Request>> completions = ParseGenerate(model_, *bytes, context->peer());
   if (completions.ok()) {
-    for (Request& request : *completions) {
-      request.deadline = absl::FromChrono(context->deadline());
-    }
+    const Caller caller(*context, keys_);
+    for (Request& request : *completions) caller.Sign(request);
     call->Start(*std::move(completions));
   } else {
     call->Refuse(completions.status());
@@ -80,9 +79,10 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackSer
     uint32_t index;
   };
   auto replies = std::make_shared<std::vector<Reply>>();
+  const Caller caller(*context, keys_);
   for (std::vector<Request>& completions : *requests) {
     for (uint32_t i = 0; i < completions.size(); ++i) {
-      completions[i].deadline = absl::FromChrono(context->deadline());
+      caller.Sign(completions[i]);
       replies->push_back({ReplyBuilder(model_, completions[i]), i});
     }
   }
@@ -109,7 +109,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Chat(
   absl::StatusOr<Request> request =
       parsed.ok() ? TranslateChat(model_, chat, context->peer()) : parsed;
   if (request.ok()) {
-    request->deadline = absl::FromChrono(context->deadline());
+    Caller(*context, keys_).Sign(*request);
     call->Start(*std::move(request), MakeChatContext(chat.conversation()));
   } else {
     call->Refuse(request.status());

@@ -2,6 +2,7 @@
 #define CONCLAVE_COORDINATOR_GENERATION_SERVICE_H_
 
 #include "base/executor.h"
+#include "coordinator/api_keys.h"
 #include "coordinator/engine.h"
 #include "coordinator/serving_model.h"
 #include "proto/conclave/v1/generation.grpc.pb.h"
@@ -14,9 +15,10 @@ class GenerationServiceImpl final
           v1::GenerationService::WithRawCallbackMethod_GenerateBatch<
               v1::GenerationService::WithRawCallbackMethod_Chat<v1::GenerationService::Service>>> {
  public:
-  // All borrowed.
-  GenerationServiceImpl(const ServingModel& model, Engine& engine, base::Executor& executor)
-      : model_(model), engine_(engine), executor_(executor) {}
+  // All borrowed; `keys` may be null.
+  GenerationServiceImpl(const ServingModel& model, Engine& engine, base::Executor& executor,
+                        ApiKeys* keys = nullptr)
+      : model_(model), engine_(engine), executor_(executor), keys_(keys) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* bytes) override;
@@ -30,6 +32,7 @@ class GenerationServiceImpl final
   const ServingModel& model_;
   Engine& engine_;
   base::Executor& executor_;
+  ApiKeys* const keys_;
 };
 
 }  // namespace conclave::coordinator

@@ -15,6 +15,7 @@
 #include "coordinator/cluster_service.h"
 #include "coordinator/generation_service.h"
 #include "coordinator/model_service.h"
+#include "coordinator/unread_events.h"
 
 namespace conclave::coordinator {
 namespace {
@@ -304,6 +305,81 @@ TEST_F(PublicServicesTest, TheStopTokenIsReportedButNotSpelled) {
   }
   EXPECT_EQ(text, "A");
   EXPECT_THAT(tokens, ElementsAre(letter, 498));
+}
+
+// Results for a client that takes none, until the request is cancelled for it.
+void Flood(const Request& request, int events) {
+  for (int i = 0; i < events; ++i) {
+    request.sink->OnTokens(std::vector<TokenEvent>{{i % 400, false, 0, {}}});
+  }
+}
+
+TEST_F(PublicServicesTest, AClientThatDoesNotReadEndsItsStreamAndHoldsNoMoreThanItMay) {
+  constexpr size_t kEvents = 1000;
+  model_.limits.max_unread_bytes = kEvents * sizeof(TokenEvent);
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::GenerateRequest wanted = Prompt({1});
+  wanted.set_n(2);
+  auto reader = stub->Generate(&context, wanted);
+  const Request first = engine_.Wait(0);
+  const Request second = engine_.Wait(1);
+  Flood(first, 60'000);
+  engine_.WaitForCancel(1);
+  engine_.WaitForCancel(2);
+  Flood(second, 60'000);
+  first.sink->OnEnd(Ended(FinishReason::kCancelled, 1, 60'000));
+  second.sink->OnEnd(Ended(FinishReason::kCancelled, 1, 60'000));
+  size_t read = 0;
+  for (v1::GenerateResponse response; reader->Read(&response);) {
+    EXPECT_FALSE(response.has_finish());
+    for (const uint32_t token : response.tokens()) EXPECT_EQ(token, read++ % 400);
+  }
+  EXPECT_LE(read, 2 * kEvents) << "what waited, and a message";
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("reads too slowly"));
+}
+
+TEST_F(PublicServicesTest, AChatThatIsNotReadEndsAsWell) {
+  model_.limits.max_unread_bytes = 1000 * sizeof(TokenEvent);
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  v1::ChatRequest chat;
+  v1::ChatMessage* message = chat.mutable_conversation()->add_messages();
+  message->set_role(v1::ChatMessage::USER);
+  message->set_content("?");
+  chat.mutable_stop()->set_max_tokens(64);
+  auto reader = stub->Chat(&context, chat);
+  const Request request = engine_.Wait(0);
+  for (const int id : model_.tokenizer->EncodeWithSpecials("<|channel|>final<|message|>")) {
+    request.sink->OnTokens(std::vector<TokenEvent>{{id, false, 0, {}}});
+  }
+  Flood(request, 60'000);
+  engine_.WaitForCancel(1);
+  request.sink->OnEnd(Ended(FinishReason::kCancelled, 1, 60'000));
+  int read = 0;
+  for (v1::ChatResponse response; reader->Read(&response);) ++read;
+  EXPECT_LE(read, 2000);
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(PublicServicesTest, MoreThanOneMessageHoldsIsWrittenInSeveral) {
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1}));
+  const Request request = engine_.Wait(0);
+  Flood(request, 3 * kMaxEventsPerMessage);
+  request.sink->OnEnd(Ended(FinishReason::kLength, 1, 3 * kMaxEventsPerMessage));
+  size_t read = 0;
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+    EXPECT_LE(response.tokens_size(), static_cast<int>(kMaxEventsPerMessage));
+    for (const uint32_t token : response.tokens()) EXPECT_EQ(token, read++ % 400);
+  }
+  EXPECT_EQ(read, 3 * kMaxEventsPerMessage);
+  EXPECT_TRUE(response.has_finish());
+  EXPECT_TRUE(reader->Finish().ok());
 }
 
 TEST_F(PublicServicesTest, ThePromptAndItsLogprobsComeBeforeWhatIsGenerated) {

@@ -46,7 +46,7 @@ absl::Status AddLabels(const ServingModel& model, const v1::ScoreLabelsRequest& 
 // Leaves room for `label_tokens` after the prompt.
 absl::Status AddPrompt(const ServingModel& model, const v1::Prompt& prompt,
                        const std::string& field, int label_tokens, LabelQuestions& out) {
-  const int limit = model.config.context_length - label_tokens;
+  const int limit = model.longest_prompt(/*room=*/label_tokens);
   if (limit < 1) {
     return Invalid("labels: one has {} tokens, which leaves no room in a context of {}",
                    label_tokens, model.config.context_length);

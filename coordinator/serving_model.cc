@@ -55,6 +55,13 @@ std::string ListHeads(const ServingModel& model) {
 
 }  // namespace
 
+std::string ServingModel::prompt_bound() const {
+  if (longest_prompt(0) == config.context_length) {
+    return fmt::format("with a context of {}", config.context_length);
+  }
+  return fmt::format("with --max-prompt-tokens {}", limits.max_prompt_tokens);
+}
+
 absl::StatusOr<ServingModel> LoadServingModel(const ServingModelOptions& options) {
   ServingModel model;
   model.name = NameOf(options.dir);

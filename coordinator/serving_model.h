@@ -4,6 +4,7 @@
 // What is served, as the public services see it: configuration, tokenizer, heads, limits. Made once
 // at start-up, immutable, shared by all services.
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -35,6 +36,8 @@ struct ServingLimits {
   int max_running = 0;
   int max_queued = 0;
   int max_step_tokens = 0;
+  int max_prompt_tokens = 0;        // of one request; 0: what the context holds
+  int max_unread_bytes = 16 << 20;  // events that may wait for the reader of one stream
 };
 
 struct ServingModel {
@@ -51,6 +54,13 @@ struct ServingModel {
   ServingLimits limits;
   bool allow_forced_routing = false;
 
+  // Tokens of a prompt at most that leaves room for so many in the context.
+  int longest_prompt(int room) const {
+    const int fits = config.context_length - room;
+    return limits.max_prompt_tokens > 0 ? std::min(fits, limits.max_prompt_tokens) : fits;
+  }
+  // What sets that bound, for messages: "with a context of 4096".
+  std::string prompt_bound() const;
   bool can_generate() const { return config.architecture == model::Architecture::kCausalLm; }
   bool can_chat() const { return can_generate() && harmony.has_value(); }
 };

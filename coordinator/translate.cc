@@ -55,8 +55,8 @@ absl::StatusOr<std::vector<int32_t>> EncodeText(const ServingModel& model, const
   // Megabytes that cannot fit are not worth the time to count their tokens.
   const size_t longest = model.tokenizer->longest_token();
   if (text.size() > longest * static_cast<size_t>(max_tokens)) {
-    return Invalid("{}.text has {} bytes: more than {} tokens, the most with a context of {}",
-                   field, text.size(), max_tokens, model.config.context_length);
+    return Invalid("{}.text has {} bytes: more than {} tokens, the most {}", field, text.size(),
+                   max_tokens, model.prompt_bound());
   }
   return model.tokenizer->Encode(text);
 }
@@ -259,8 +259,8 @@ absl::StatusOr<std::vector<int32_t>> TranslatePrompt(const ServingModel& model,
   RETURN_IF_ERROR(tokens.status());
   if (tokens->empty()) return Invalid("{} is empty: at least one token", field);
   if (tokens->size() > static_cast<size_t>(max_tokens)) {
-    return Invalid("{} has {} tokens: at most {} with a context of {}", field, tokens->size(),
-                   max_tokens, model.config.context_length);
+    return Invalid("{} has {} tokens: at most {} {}", field, tokens->size(), max_tokens,
+                   model.prompt_bound());
   }
   return tokens;
 }
@@ -290,7 +290,7 @@ absl::StatusOr<Request> TranslateGenerate(const ServingModel& model,
   Request out;
   // A prompt that fills the context leaves no room for a token.
   ASSIGN_OR_RETURN(out.tokens, TranslatePrompt(model, request.prompt(), prefix + "prompt",
-                                               model.config.context_length - 1));
+                                               model.longest_prompt(/*room=*/1)));
   RETURN_IF_ERROR(
       TranslateSampling(request.sampling(), prefix, model.config.vocab_size, out.sampling));
   out.sampling.set_prompt_tokens(static_cast<uint32_t>(out.tokens.size()));
@@ -335,13 +335,13 @@ absl::StatusOr<Request> TranslateChat(const ServingModel& model, const v1::ChatR
     return absl::FailedPreconditionError(
         "this checkpoint has no language-model head: it classifies but cannot chat");
   }
-  const int longest = model.config.context_length - 1;
+  const int longest = model.longest_prompt(/*room=*/1);
   ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
                    RenderConversation(model, request.conversation(), "conversation", longest,
                                       /*reply_channel=*/""));
   if (tokens.size() > static_cast<size_t>(longest)) {
-    return Invalid("conversation has {} tokens as it is rendered: at most {} with a context of {}",
-                   tokens.size(), longest, model.config.context_length);
+    return Invalid("conversation has {} tokens as it is rendered: at most {} {}", tokens.size(),
+                   longest, model.prompt_bound());
   }
   v1::GenerateRequest generate;
   generate.mutable_prompt()->mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());

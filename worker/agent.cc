@@ -1,16 +1,17 @@
 #include "worker/agent.h"
 
 #include <fmt/format.h>
-#include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 
 #include <algorithm>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/logging.h"
+#include "base/status_macros.h"
+#include "base/tls.h"
 
 namespace conclave::worker {
 namespace {
@@ -19,7 +20,16 @@ namespace {
 constexpr absl::Duration kStatsPatience = absl::Milliseconds(50);
 constexpr int kKeepaliveMs = 10'000;  // twice what the coordinator allows
 
-std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> Dial(const AgentOptions& options) {
+absl::StatusOr<base::ChannelSecurity> Security(const AgentOptions& options) {
+  base::ChannelSecurity security{.tls = !options.tls.empty(), .files = options.tls};
+  if (options.secret_file.empty()) return security;
+  ASSIGN_OR_RETURN(const std::vector<std::string> secrets, base::ReadSecrets(options.secret_file));
+  security.secret = secrets.front();
+  return security;
+}
+
+absl::StatusOr<std::shared_ptr<internal::v1::WorkerRegistry::StubInterface>> Dial(
+    const AgentOptions& options) {
   grpc::ChannelArguments arguments;
   // Plans of long prompts are larger than gRPC's default.
   arguments.SetMaxReceiveMessageSize(-1);
@@ -34,14 +44,21 @@ std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> Dial(const AgentOpt
                    static_cast<int>(absl::ToInt64Milliseconds(options.max_backoff)));
   // A coordinator that is made anew may have another address under its name.
   arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1000);
-  return internal::v1::WorkerRegistry::NewStub(grpc::CreateCustomChannel(
-      options.coordinator, grpc::InsecureChannelCredentials(), arguments));
+  ASSIGN_OR_RETURN(const base::ChannelSecurity security, Security(options));
+  ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel,
+                   base::Dial(options.coordinator, security, arguments));
+  return internal::v1::WorkerRegistry::NewStub(channel);
 }
 
 }  // namespace
 
+absl::Status CheckCredentials(const AgentOptions& options) {
+  ASSIGN_OR_RETURN(const base::ChannelSecurity security, Security(options));
+  return base::LoadTls(security.files).status();
+}
+
 WorkerAgent::WorkerAgent(AgentOptions options, RankRuntime& runtime)
-    : options_(std::move(options)), stub_(Dial(options_)), steps_(runtime) {}
+    : options_(std::move(options)), steps_(runtime) {}
 
 WorkerAgent::~WorkerAgent() = default;
 
@@ -76,6 +93,7 @@ absl::Status WorkerAgent::Run() {
 absl::Status WorkerAgent::Serve() {
   // Another coordinator counts its epochs from the start.
   epoch_.store(0);
+  ASSIGN_OR_RETURN(stub_, Dial(options_));
   auto stream = std::make_shared<AgentStream>(*stub_);
   {
     absl::MutexLock lock(&mutex_);
@@ -96,7 +114,8 @@ absl::Status WorkerAgent::Serve() {
     Handle(stream, std::move(message));
     handling_since_.store(0);
   }
-  stream->Cancel();
+  // One that ended by itself says why, unless it is cancelled first.
+  if (refusal_.has_value()) stream->Cancel();
   {
     absl::MutexLock lock(&mutex_);
     ended = true;

@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/credentials.h"
 #include "proto/conclave/internal/v1/worker.grpc.pb.h"
 #include "worker/agent_step_thread.h"
 #include "worker/agent_stream.h"
@@ -30,6 +31,9 @@ namespace conclave::worker {
 
 struct AgentOptions {
   std::string coordinator;  // HOST:PORT
+  // How the coordinator knows this worker. Read anew for every stream.
+  base::TlsFiles tls = {};       // none: plaintext
+  std::string secret_file = {};  // its first secret is shown; empty: none
   // Device, kernel, memory, host, pid. Version, free memory and previous rank are the agent's.
   internal::v1::Register registration;
   std::function<uint64_t()> free_memory_bytes;
@@ -43,6 +47,9 @@ struct AgentOptions {
   // supervisor starts another, which joins with nothing resident.
   std::function<void()> on_stuck;
 };
+
+// INVALID_ARGUMENT when a file of `options` does not hold what it should.
+absl::Status CheckCredentials(const AgentOptions& options);
 
 class WorkerAgent {
  public:
@@ -79,10 +86,10 @@ class WorkerAgent {
   bool WaitBackoff(absl::Duration backoff);
 
   const AgentOptions options_;
-  const std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> stub_;
   StepThread steps_;
 
   // Of the control thread.
+  std::shared_ptr<internal::v1::WorkerRegistry::StubInterface> stub_;  // of the last stream
   Generation generation_ = 0;
   bool epoch_open_ = false;
   bool lost_before_ = false;  // some stream has ended

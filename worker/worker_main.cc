@@ -54,6 +54,8 @@ constexpr char kExample[] =
 
 struct Flags {
   std::string coordinator;
+  std::string secret;
+  base::TlsFiles tls;
   std::string advertise_address;
   std::string interface;
   std::string device = "cpu";
@@ -78,6 +80,14 @@ void Declare(base::FlagSet& app, Flags& flags) {
   app.SetFooter(kExample);
   app.Add("--coordinator", &flags.coordinator, "internal address of the coordinator")
       .Type("HOST:PORT");
+  app.Add("--internal-secret", &flags.secret, "bring this file's secret to the coordinator")
+      .Type("FILE");
+  app.Add("--internal-tls-cert", &flags.tls.cert, "speak TLS and show this certificate")
+      .Type("FILE");
+  app.Add("--internal-tls-key", &flags.tls.key, "its private key").Type("FILE");
+  app.Add("--internal-tls-ca", &flags.tls.ca,
+          "speak TLS; the coordinator's certificate must be of this authority")
+      .Type("FILE");
   app.Add("--advertise-address", &flags.advertise_address,
           "this machine's address at which the other workers reach it")
       .Type("ADDRESS");
@@ -124,6 +134,8 @@ std::string MissingFlag(const Flags& flags) {
 AgentOptions MakeAgentOptions(const Flags& flags, const Backend& backend) {
   AgentOptions options;
   options.coordinator = flags.coordinator;
+  options.tls = flags.tls;
+  options.secret_file = flags.secret;
   options.rejoin = !flags.no_rejoin;
   options.end_limit = absl::Seconds(2) * base::TimeScale();
   options.free_memory_bytes = [&backend] {
@@ -231,6 +243,12 @@ int Serve(const Flags& flags) {
   const absl::StatusOr<std::string> address =
       ResolveListenAddress(flags.interface, flags.advertise_address);
   if (!address.ok()) return Fail(std::string(address.status().message()), kExitError);
+  AgentOptions credentials;
+  credentials.tls = flags.tls;
+  credentials.secret_file = flags.secret;
+  if (const absl::Status status = CheckCredentials(credentials); !status.ok()) {
+    return Fail(std::string(status.message()), kExitError);
+  }
   SignalWaiter signals;
   const absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(flags);
   if (!backend.ok()) return Fail(std::string(backend.status().message()), kExitError);

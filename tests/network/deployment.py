@@ -4,6 +4,7 @@ over NCCL's sockets."""
 
 import json
 import os
+import secrets
 import subprocess
 import time
 
@@ -50,6 +51,11 @@ class Deployment:
         self.internal = f"{coordinator}:{INTERNAL_PORT}"
         self.address = f"{coordinator}:{PUBLIC_PORT}"
         self.workers = {}  # by index: the last process started there
+        # What lets a worker join: the port is open to all hosts.
+        self.secret = os.path.join(log, "internal_secret")
+        os.makedirs(log, exist_ok=True)
+        with open(self.secret, "w", encoding="utf-8") as file:
+            file.write(secrets.token_hex(16) + "\n")
 
     def __enter__(self):
         try:
@@ -78,6 +84,7 @@ class Deployment:
             ("--health-listen", HEALTH_PORT),
         ):
             command += [flag, f"{self.coordinator_host.address}:{port}"]
+        command += ["--internal-secret", self.secret]
         command += self.coordinator_flags()
         self.coordinator = self._start(self.coordinator_host, "conclave-coordinator", command)
 
@@ -85,6 +92,7 @@ class Deployment:
         """Also after its process has ended. The host's own interface and address unless given."""
         host = self.worker_hosts[index]
         command = ["--coordinator", self.internal, *self.worker_flags(index)]
+        command += ["--internal-secret", self.secret]
         command += ["--interface", interface or host.interface]
         command += ["--advertise-address", address or host.address]
         self.workers[index] = self._start(host, "conclave-worker", command)
