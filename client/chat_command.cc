@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
@@ -12,6 +13,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/time/time.h"
 #include "base/utf8.h"
 #include "client/chat_output.h"
 #include "client/chat_tools.h"
@@ -28,6 +30,7 @@ namespace {
 
 constexpr char kName[] = "chat";
 constexpr uint32_t kDefaultMaxTokens = 1024;
+constexpr absl::Duration kGreetingTimeout = absl::Seconds(10);
 
 struct Flags {
   ServerFlags server;
@@ -49,15 +52,15 @@ struct Flags {
 bool WantsColor() {
   const char* no_color = std::getenv("NO_COLOR");
   if (no_color != nullptr && *no_color != '\0') return false;
-  const char* term = std::getenv("TERM");
-  return isatty(STDOUT_FILENO) != 0 && term != nullptr && std::string_view(term) != "dumb";
+  return isatty(STDOUT_FILENO) != 0 && TerminalTakesEscapes();
 }
 
 ChatStyle StyleOf(const Flags& flags) {
   ChatStyle style;
   style.json = flags.json;
   style.color = WantsColor();
-  style.reasoning = flags.show_reasoning || (!flags.hide_reasoning && isatty(STDOUT_FILENO) != 0);
+  style.terminal = isatty(STDOUT_FILENO) != 0;
+  style.reasoning = flags.show_reasoning || (!flags.hide_reasoning && style.terminal);
   return style;
 }
 
@@ -99,13 +102,33 @@ class Session {
         first_messages_(request_.conversation().messages_size()),
         client_(std::move(client)) {}
 
+  // Whether the server is there and can chat, and who it is. An exit code.
+  int Greet() {
+    CallOptions options = flags_.server.call_options();
+    options.timeout = std::min(options.timeout, kGreetingTimeout);
+    const auto model = client_.GetModel(options);
+    if (!model.ok()) return FailCall(kName, flags_.server.server, model.status());
+    if (!model->can_chat()) {
+      return Fail(kName, absl::FailedPreconditionError(fmt::format(
+                             "{} cannot chat: it has no language-model head, or its tokenizer no "
+                             "Harmony tokens; try 'conclave generate' or 'conclave classify'",
+                             model->name())));
+    }
+    fmt::print(stderr,
+               "{} at {}\nCtrl-C stops a reply, Ctrl-D ends the chat. /clear forgets it, /quit "
+               "leaves.\n",
+               model->name(), flags_.server.server);
+    return kExitOk;
+  }
+
   // Says `text` and shows the reply. Returns the exit code of a turn; the turn is taken back when
-  // nothing came of it.
+  // it failed or nothing came of it.
   int Say(const std::string& text) {
+    const int before = request_.conversation().messages_size();
     v1::ChatMessage* message = request_.mutable_conversation()->add_messages();
     message->set_role(v1::ChatMessage::USER);
     message->set_content(text);
-    return Turn();
+    return Turn(before);
   }
 
   // Calls of the last reply that are not answered.
@@ -116,22 +139,27 @@ class Session {
   }
 
   int Answer(const std::vector<std::pair<std::string, std::string>>& results) {
+    const int before = request_.conversation().messages_size();
     for (const auto& [id, text] : results) {
       v1::ChatMessage* message = request_.mutable_conversation()->add_messages();
       message->set_role(v1::ChatMessage::TOOL);
       message->set_tool_call_id(id);
       message->set_content(text);
     }
-    return Turn();
+    return Turn(before);
   }
 
-  void Clear() {
-    auto* messages = request_.mutable_conversation()->mutable_messages();
-    messages->DeleteSubrange(first_messages_, messages->size() - first_messages_);
-  }
+  void Clear() { Forget(first_messages_); }
 
  private:
-  int Turn() {
+  // All messages but the first `kept`.
+  void Forget(int kept) {
+    auto* messages = request_.mutable_conversation()->mutable_messages();
+    messages->DeleteSubrange(kept, messages->size() - kept);
+  }
+
+  // The conversation had `before` messages before this turn.
+  int Turn(int before) {
     // The guard first: threads that gRPC starts inherit the blocked signals.
     Cancellation cancellation;
     InterruptGuard guard([&] { cancellation.Cancel(); });
@@ -145,26 +173,25 @@ class Session {
       // The server could not say so any more.
       finish = v1::ChatFinish();
       finish->set_reason(v1::FINISH_REASON_CANCELLED);
+      output.Interrupted();
     }
     if (finish.ok()) {
       output.End(*finish);
     } else {
       output.EndLine();
     }
-    Keep(output);
+    if (!finish.ok() || output.empty()) {
+      Forget(before);
+    } else {
+      Keep(output);
+    }
     if (interrupted) return kExitInterrupted;
     if (!finish.ok()) return FailCall(kName, flags_.server.server, finish.status());
     return kExitOk;
   }
 
-  // What arrived becomes part of the conversation; without a reply, what was said does not.
   void Keep(const ChatOutput& output) {
-    auto* messages = request_.mutable_conversation()->mutable_messages();
-    if (output.empty()) {
-      if (messages->rbegin()->role() == v1::ChatMessage::USER) messages->RemoveLast();
-      return;
-    }
-    v1::ChatMessage* reply = messages->Add();
+    v1::ChatMessage* reply = request_.mutable_conversation()->add_messages();
     *reply = output.message();
     reply->set_role(v1::ChatMessage::ASSISTANT);
   }
@@ -193,15 +220,14 @@ int RunAtTerminal(const Flags& flags, v1::ChatRequest request) {
   absl::StatusOr<Client> client = flags.server.Connect();
   if (!client.ok()) return Fail(kName, client.status());
   Session session(flags, std::move(request), *std::move(client));
-  fmt::print(stderr,
-             "Ctrl-C stops a reply, Ctrl-D ends the chat; /clear forgets the conversation, /quit "
-             "leaves.\n");
+  if (const int code = session.Greet(); code != kExitOk) return code;
   for (;;) {
     const LineEditor::Line line = editor.Read("you> ");
     if (line.kind == LineEditor::Kind::kInterrupted) continue;
     if (line.kind == LineEditor::Kind::kEnd || line.text == "/quit") break;
     if (line.text == "/clear") {
       session.Clear();
+      fmt::print(stderr, "[forgotten]\n");
       continue;
     }
     if (line.text.find_first_not_of(" \t\n") == std::string::npos) continue;
@@ -230,6 +256,7 @@ int Run(const Flags& flags) {
   if (!flags.message.has_value() && terminal) return RunAtTerminal(flags, *std::move(request));
   std::string text = flags.message.value_or("");
   if (!flags.message.has_value()) {
+    if (isatty(STDIN_FILENO) != 0) fmt::print(stderr, "Your message, up to Ctrl-D:\n");
     text.assign(std::istreambuf_iterator<char>(std::cin), {});
     while (text.ends_with('\n')) text.pop_back();
   }

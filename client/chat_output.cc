@@ -4,6 +4,7 @@
 
 #include <cstdio>
 
+#include "base/utf8.h"
 #include "client/json_shapes.h"
 
 namespace conclave::client {
@@ -11,6 +12,27 @@ namespace {
 
 constexpr char kDim[] = "\x1b[2m";
 constexpr char kPlain[] = "\x1b[0m";
+
+// Whole UTF-8, with the symbols of Unicode's Control Pictures for what a terminal would obey.
+std::string Visible(const std::string& text) {
+  std::string shown;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto c = static_cast<unsigned char>(text[i]);
+    const bool c1 =
+        c == 0xC2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xA0;
+    if (c1) {
+      ++i;
+      shown += base::kReplacementCharacter;
+    } else if (c == 0x7F) {
+      shown += "\u2421";
+    } else if (c < 0x20 && c != '\n' && c != '\t') {
+      shown += {'\xE2', '\x90', static_cast<char>(0x80 + c)};  // U+2400 + c
+    } else {
+      shown += text[i];
+    }
+  }
+  return shown;
+}
 
 }  // namespace
 
@@ -58,7 +80,8 @@ void ChatOutput::Begin(Part part) {
 
 void ChatOutput::Print(const std::string& text) {
   if (style_.json || text.empty()) return;
-  std::fwrite(text.data(), 1, text.size(), stdout);
+  const std::string shown = style_.terminal ? Visible(text) : text;
+  std::fwrite(shown.data(), 1, shown.size(), stdout);
   std::fflush(stdout);
   line_open_ = text.back() != '\n';
 }
@@ -79,7 +102,10 @@ void ChatOutput::End(const v1::ChatFinish& finish) {
   if (style_.json) fmt::print("{}\n", Dump(ChatJson(message_, finish)));
   std::fflush(stdout);
   if (!style_.json) {
-    fmt::print(stderr, "{}[{}]{}\n", style_.color ? kDim : "", ChatSummary(finish),
+    fmt::print(stderr, "{}[{}{}]{}\n", style_.color ? kDim : "", ChatSummary(finish),
+               empty() && finish.reason() == v1::FINISH_REASON_CANCELLED
+                   ? " before the reply began: what was said is taken back"
+                   : "",
                style_.color ? kPlain : "");
   }
   if (cut) message_.clear_tool_calls();
@@ -91,6 +117,7 @@ bool ChatOutput::empty() const {
 }
 
 std::string ChatSummary(const v1::ChatFinish& finish) {
+  if (!finish.has_usage()) return FinishReasonName(finish.reason());
   std::string text =
       fmt::format("{}: {} prompt + {} generated tokens", FinishReasonName(finish.reason()),
                   finish.usage().prompt_tokens(), finish.usage().completion_tokens());

@@ -13,6 +13,7 @@ struct ChatStyle {
   bool json = false;
   bool reasoning = false;  // show it
   bool color = false;      // reasoning and notes are dimmed
+  bool terminal = false;   // control characters of the reply are shown, not sent
 };
 
 class ChatOutput {
@@ -24,6 +25,8 @@ class ChatOutput {
   void End(const v1::ChatFinish& finish);
   // Partial text ends here, so that what follows starts on a line of its own.
   void EndLine();
+  // A key's ^C may stand after what was printed.
+  void Interrupted() { line_open_ = line_open_ || style_.terminal; }
 
   // As an ASSISTANT message: reasoning, text and calls. Calls that were cut are left out.
   const v1::ChatMessage& message() const { return message_; }
@@ -44,7 +47,8 @@ class ChatOutput {
   bool ink_ = false;  // dimmed now
 };
 
-// "stop: 12 prompt + 40 generated tokens, 1.20 s", and what else is to be said.
+// "stop: 12 prompt + 40 generated tokens, 1.20 s", and what else is to be said; the reason alone
+// without usage.
 std::string ChatSummary(const v1::ChatFinish& finish);
 
 }  // namespace conclave::client

@@ -13,6 +13,14 @@ namespace {
 
 using Json = nlohmann::ordered_json;  // a schema's order is shown to the model
 
+// The JSON library's, without its number.
+std::string Reason(const std::exception& error) {
+  const std::string text = base::OneLine(error.what());
+  const size_t end = text.starts_with("[json.exception") ? text.find("] ") : std::string::npos;
+  return end == std::string::npos ? text : text.substr(end + 2);
+}
+
+// Throws what the JSON library does when `entry` is not a tool.
 void AddTool(const Json& entry, v1::Conversation* conversation) {
   const Json& function = entry.contains("function") ? entry.at("function") : entry;
   v1::FunctionTool* tool = conversation->add_tools();
@@ -26,15 +34,20 @@ void AddTool(const Json& entry, v1::Conversation* conversation) {
 absl::Status AddToolsFrom(const std::string& path, v1::Conversation* conversation) {
   std::ifstream file(path);
   if (!file.is_open()) return absl::NotFoundError(fmt::format("{}: cannot be read", path));
+  int at = -1;  // in the list
   try {
     const Json list = Json::parse(file);
     if (!list.is_array()) {
       return absl::InvalidArgumentError(fmt::format("{}: is not a JSON list of tools", path));
     }
-    for (const Json& entry : list) AddTool(entry, conversation);
+    for (const Json& entry : list) {
+      ++at;
+      AddTool(entry, conversation);
+    }
     return absl::OkStatus();
   } catch (const std::exception& error) {  // of the JSON library
-    return absl::InvalidArgumentError(fmt::format("{}: {}", path, base::OneLine(error.what())));
+    const std::string place = at < 0 ? path : fmt::format("{}, tool {}", path, at);
+    return absl::InvalidArgumentError(fmt::format("{}: {}", place, Reason(error)));
   }
 }
 

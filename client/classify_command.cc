@@ -36,8 +36,8 @@ struct Flags {
   std::string aggregation;
   std::string scheme;
   bool truncate = false;
-  std::string labels;
-  std::string template_text;
+  std::optional<std::string> labels;
+  std::optional<std::string> template_text;
   bool calibrate = false;
   bool by_mean = false;
   ClaimFlags claim;
@@ -82,6 +82,34 @@ v1::HeadInfo::Kind KindOf(const v1::GetModelResponse& model, const std::string& 
     any = info.kind();
   }
   return any;
+}
+
+// Flags that say nothing to the method that will be asked.
+absl::Status CheckKind(const v1::GetModelResponse& model, const Flags& flags) {
+  const bool of_texts =
+      flags.pair.has_value() || flags.top_k.has_value() || !flags.function.empty();
+  const bool of_tokens = !flags.aggregation.empty() || !flags.scheme.empty();
+  for (const auto& info : model.heads()) {
+    if (info.name() != flags.head && !flags.head.empty()) continue;
+    if (info.kind() == v1::HeadInfo::TOKEN && of_texts) {
+      return absl::FailedPreconditionError(fmt::format(
+          "--pair, --top-k and --function are for heads that label whole texts; '{}' labels tokens",
+          info.name()));
+    }
+    if (info.kind() == v1::HeadInfo::SEQUENCE && of_tokens) {
+      return absl::FailedPreconditionError(fmt::format(
+          "--aggregation and --scheme are for heads that label tokens; '{}' labels whole texts",
+          info.name()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+template <typename Result>
+void NoteTruncation(const Result& result) {
+  if (!result.truncated()) return;
+  fmt::print(stderr, "[the text is longer than the context: its first {} tokens were read]\n",
+             result.usage().prompt_tokens());
 }
 
 void PrintSequence(const v1::SequenceClassification& result) {
@@ -142,6 +170,7 @@ absl::Status ClassifySequence(Client& client, const Flags& flags, v1::Prompt pro
     fmt::print("{}\n", Dump(SequenceJson(response.results(0))));
   } else {
     PrintSequence(response.results(0));
+    NoteTruncation(response.results(0));
   }
   return absl::OkStatus();
 }
@@ -172,6 +201,7 @@ absl::Status ClassifyTokens(Client& client, const Flags& flags, v1::Prompt promp
     fmt::print("{}\n", Dump(TokensJson(response.results(0))));
   } else {
     PrintTokens(response.results(0), request.inputs(0).text());
+    NoteTruncation(response.results(0));
   }
   return absl::OkStatus();
 }
@@ -191,8 +221,8 @@ void PrintLabels(const v1::LabelScoring& result, bool calibrated) {
 }
 
 absl::Status ScoreLabels(Client& client, const Flags& flags, const v1::Prompt& prompt) {
-  const LabelQuestion question = {SplitLabels(flags.labels), prompt.text(), flags.template_text,
-                                  flags.calibrate};
+  const LabelQuestion question = {SplitLabels(flags.labels.value_or("")), prompt.text(),
+                                  flags.template_text.value_or(""), flags.calibrate};
   ASSIGN_OR_RETURN(const auto model, client.GetModel(flags.server.call_options()));
   v1::ScoreLabelsRequest request = AskForLabel(question, model.can_chat());
   SetClaim(flags.claim, request);
@@ -217,11 +247,18 @@ absl::Status CheckFlags(const Flags& flags) {
   const bool by_head = !flags.head.empty() || flags.pair.has_value() || flags.top_k.has_value() ||
                        !flags.function.empty() || !flags.aggregation.empty() ||
                        !flags.scheme.empty() || flags.truncate;
-  if (flags.labels.empty()) {
-    if (flags.calibrate || flags.by_mean || !flags.template_text.empty()) {
+  if (!flags.labels.has_value()) {
+    if (flags.calibrate || flags.by_mean || flags.template_text.has_value()) {
       return absl::FailedPreconditionError("--template, --calibrate and --mean go with --labels");
     }
     return absl::OkStatus();
+  }
+  if (SplitLabels(*flags.labels).empty()) {
+    return absl::FailedPreconditionError(
+        "--labels is empty: write them with commas, such as a,b,c");
+  }
+  if (flags.template_text.has_value() && flags.template_text->find("{text}") == std::string::npos) {
+    return absl::FailedPreconditionError("--template needs {text}, where the text is to stand");
   }
   if (by_head) return absl::FailedPreconditionError("--labels needs no head: leave its flags out");
   if (flags.prompt.tokens.has_value()) {
@@ -232,9 +269,10 @@ absl::Status CheckFlags(const Flags& flags) {
 
 absl::Status Classify(const Flags& flags, v1::Prompt prompt) {
   ASSIGN_OR_RETURN(Client client, flags.server.Connect());
-  if (!flags.labels.empty()) return ScoreLabels(client, flags, prompt);
+  if (flags.labels.has_value()) return ScoreLabels(client, flags, prompt);
   ASSIGN_OR_RETURN(const auto model, client.GetModel(flags.server.call_options()));
   RETURN_IF_ERROR(CheckHeadGiven(model, flags.head));
+  RETURN_IF_ERROR(CheckKind(model, flags));
   return KindOf(model, flags.head) == v1::HeadInfo::TOKEN
              ? ClassifyTokens(client, flags, std::move(prompt))
              : ClassifySequence(client, flags, std::move(prompt));
@@ -300,7 +338,8 @@ void AddClassifyCommand(base::FlagSet& app, std::function<int()>* run) {
   command.SetFooter(
       "Example:\n"
       "  conclave classify --server 127.0.0.1:50051 --head sentiment --text 'A fine day'\n"
-      "  conclave classify --labels spam,ham --text 'You have won a prize'");
+      "  conclave classify --labels spam,ham --text 'You have won a prize'\n"
+      "  conclave classify --head names --text - --truncate <mail.txt");
   command.OnParsed([flags, run] { *run = [flags] { return Run(*flags); }; });
 }
 

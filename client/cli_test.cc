@@ -1,18 +1,15 @@
 // The command against a server whose answers the test chooses: exit codes, output, and what is
 // sent.
 
-#include <fcntl.h>
-#include <pty.h>
 #include <signal.h>
-#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <string>
 #include <vector>
 
+#include "client/cli_testing.h"
 #include "client/exit_code.h"
 #include "client/fake_server.h"
 #include "client/process.h"
@@ -34,46 +31,6 @@ std::string LastLine(const std::string& text) {
   const size_t begin = text.rfind('\n', end);
   return text.substr(begin == std::string::npos ? 0 : begin + 1, end - begin);
 }
-
-// An error is one line.
-void ExpectError(const CommandResult& result, int code, const std::string& text) {
-  EXPECT_EQ(result.code, code) << result.err;
-  EXPECT_EQ(result.out, "");
-  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-  EXPECT_THAT(result.err, StartsWith("conclave"));
-  EXPECT_THAT(result.err, HasSubstr(text));
-}
-
-class CliTest : public testing::Test {
- protected:
-  CommandResult Run(std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin() + 1, {"--server", server_.address()});
-    return RunConclave(arguments);
-  }
-
-  void AddPart(std::vector<uint32_t> tokens, const std::string& text) {
-    v1::GenerateResponse part;
-    for (const uint32_t token : tokens) part.add_tokens(token);
-    part.set_text(text);
-    server_.answers.stream.push_back(part);
-  }
-
-  void AddFinish() {
-    v1::GenerateResponse part;
-    part.mutable_finish()->set_reason(v1::FINISH_REASON_LENGTH);
-    part.mutable_finish()->mutable_usage()->set_prompt_tokens(3);
-    part.mutable_finish()->mutable_usage()->set_completion_tokens(2);
-    server_.answers.stream.push_back(part);
-  }
-
-  void AddHead(const std::string& name, v1::HeadInfo::Kind kind) {
-    v1::HeadInfo* head = server_.answers.model.add_heads();
-    head->set_name(name);
-    head->set_kind(kind);
-  }
-
-  FakeServer server_;
-};
 
 TEST(CliUsageTest, EverySubcommandHasHelpWithAnExample) {
   for (const char* name : {"serve", "generate", "chat", "classify", "tokenize", "status",
@@ -320,7 +277,9 @@ TEST_F(CliTest, ClassifyAsksTheMethodOfTheHead) {
   server_.answers.tokens.add_results()->add_tokens()->set_token(4);
 
   const CommandResult sequence = Run({"classify", "--head", "mood", "--text", "a", "--json"});
-  EXPECT_EQ(sequence.out, "{\"labels\":[{\"label\":\"good\",\"score\":0.75,\"logit\":1.5}]}\n");
+  EXPECT_EQ(
+      sequence.out,
+      "{\"labels\":[{\"label\":\"good\",\"score\":0.75,\"logit\":1.5}],\"truncated\":false}\n");
   EXPECT_EQ(server_.requests.sequence.head(), "mood");
   EXPECT_EQ(server_.requests.sequence.inputs(0).text(), "a");
 
@@ -328,6 +287,7 @@ TEST_F(CliTest, ClassifyAsksTheMethodOfTheHead) {
   const Json json = Json::parse(tokens.out);
   EXPECT_EQ(json["tokens"][0]["token"], 4);
   EXPECT_TRUE(json["spans"].is_array());
+  EXPECT_EQ(json["truncated"], false);
   EXPECT_THAT(server_.requests.tokens.inputs(0).tokens().ids(), ElementsAre(4));
 }
 
@@ -347,6 +307,17 @@ TEST_F(CliTest, ClassifyPrintsTables) {
   EXPECT_THAT(tokens.out, HasSubstr("Paris"));
 }
 
+TEST_F(CliTest, ClassifySaysThatATextWasCut) {
+  AddHead("mood", v1::HeadInfo::SEQUENCE);
+  v1::SequenceClassification* result = server_.answers.sequence.add_results();
+  result->set_truncated(true);
+  result->mutable_usage()->set_prompt_tokens(4096);
+  const CommandResult cut = Run({"classify", "--text", "-", "--truncate"});
+  EXPECT_EQ(cut.code, kExitOk);
+  EXPECT_THAT(cut.err, HasSubstr("its first 4096 tokens were read"));
+  EXPECT_EQ(server_.requests.sequence.inputs(0).text(), "");  // standard input was /dev/null
+}
+
 TEST_F(CliTest, AnUnknownHeadIsForTheServerToRefuse) {
   AddHead("names", v1::HeadInfo::TOKEN);
   server_.answers.status = {grpc::StatusCode::INVALID_ARGUMENT, "head 'x' is unknown: names"};
@@ -354,56 +325,6 @@ TEST_F(CliTest, AnUnknownHeadIsForTheServerToRefuse) {
               "INVALID_ARGUMENT: head 'x' is unknown: names");
   // By the method that the server has a head for.
   EXPECT_EQ(server_.requests.tokens.head(), "x");
-}
-
-// Answers every Chat with reasoning, text, and a call where `call`.
-void AnswerChats(FakeAnswers& answers, bool call) {
-  answers.chat.resize(3);
-  answers.chat[0].set_reasoning_delta("Hm.");
-  answers.chat[1].set_text_delta("Four");
-  answers.chat[2].set_text_delta(" é.");
-  if (call) {
-    v1::ToolCallDelta* delta = answers.chat.emplace_back().mutable_tool_call();
-    delta->set_id("call_1");
-    delta->set_name("add");
-    delta->set_arguments("{\"a\": 1}");
-  }
-  v1::ChatFinish* finish = answers.chat.emplace_back().mutable_finish();
-  finish->set_reason(call ? v1::FINISH_REASON_TOOL_CALLS : v1::FINISH_REASON_STOP);
-  finish->mutable_usage()->set_prompt_tokens(9);
-}
-
-TEST_F(CliTest, ChatSaysOneMessageAndPrintsTheAnswer) {
-  AnswerChats(server_.answers, false);
-  const CommandResult result =
-      Run({"chat", "--message", "2+2?", "--system", "Be brief.", "--effort", "low", "--seed", "7",
-           "--temperature", "0", "--max-tokens", "50", "--no-tool-calls", "--priority", "-5",
-           "--user", "ann"});
-  EXPECT_EQ(result.code, kExitOk) << result.err;
-  EXPECT_EQ(result.out, "Four é.\n");  // a pipe gets the answer alone, and no colors
-  const v1::ChatRequest& sent = server_.requests.chat;
-  ASSERT_EQ(sent.conversation().messages_size(), 2);
-  EXPECT_EQ(sent.conversation().messages(0).role(), v1::ChatMessage::SYSTEM);
-  EXPECT_EQ(sent.conversation().messages(1).content(), "2+2?");
-  EXPECT_EQ(sent.conversation().reasoning_effort(), v1::REASONING_EFFORT_LOW);
-  EXPECT_EQ(sent.conversation().tool_choice(), v1::TOOL_CHOICE_NONE);
-  EXPECT_EQ(sent.stop().max_tokens(), 50u);
-  EXPECT_EQ(sent.priority(), -5);
-  EXPECT_EQ(sent.user(), "ann");
-  EXPECT_EQ(sent.sampling().seed(), 7u);
-  EXPECT_EQ(sent.sampling().temperature(), 0.0F);
-  EXPECT_EQ(Run({"chat", "--message", "2+2?", "--show-reasoning"}).out, "Hm.\nFour é.\n");
-  ExpectError(Run({"chat", "--message", "?", "--effort", "extreme"}), kExitUsage, "--effort");
-}
-
-TEST_F(CliTest, ChatJsonIsTheObjectOfTheContract) {
-  AnswerChats(server_.answers, true);
-  const CommandResult result = Run({"chat", "--message", "2+2?", "--json"});
-  EXPECT_EQ(
-      result.out,
-      "{\"reasoning\":\"Hm.\",\"text\":\"Four é.\",\"tool_calls\":[{\"id\":\"call_1\",\"name\":"
-      "\"add\",\"arguments\":\"{\\\"a\\\": 1}\"}],\"finish_reason\":\"tool_calls\",\"malformed\":"
-      "false,\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":0}}\n");
 }
 
 TEST_F(CliTest, ClassifyByLabelsAsksTheLanguageModel) {
@@ -427,6 +348,9 @@ TEST_F(CliTest, ClassifyByLabelsAsksTheLanguageModel) {
   EXPECT_TRUE(server_.requests.labels.inputs(0).has_conversation());
   ExpectError(Run({"classify", "--labels", "a,b", "--text", "x", "--head", "h"}), kExitUsage,
               "--labels");
+  ExpectError(Run({"classify", "--labels", "", "--text", "x"}), kExitUsage, "--labels is empty");
+  ExpectError(Run({"classify", "--labels", "a,b", "--text", "x", "--template", "T:"}), kExitUsage,
+              "--template needs {text}");
 }
 
 TEST_F(CliTest, ClassifySendsItsOptions) {
@@ -449,123 +373,10 @@ TEST_F(CliTest, ClassifySendsItsOptions) {
   EXPECT_EQ(server_.requests.tokens.priority(), 4);
   ExpectError(Run({"classify", "--head", "mood", "--text", "a", "--function", "tanh"}), kExitUsage,
               "--function is one of softmax, sigmoid, none");
-}
-
-// `conclave chat` at a terminal of the test's.
-class ChatTerminalTest : public CliTest {
- protected:
-  void Start() {
-    const std::string binary = ConclaveBinary();
-    const std::string address = server_.address();
-    winsize size = {24, 80, 0, 0};
-    pid_ = forkpty(&terminal_, nullptr, nullptr, &size);
-    ASSERT_GE(pid_, 0);
-    if (pid_ == 0) {
-      setenv("NO_COLOR", "1", 1);
-      setenv("TERM", "xterm", 1);
-      execl(binary.c_str(), "conclave", "chat", "--server", address.c_str(), nullptr);
-      _exit(127);
-    }
-    fcntl(terminal_, F_SETFL, O_NONBLOCK);
-  }
-  void TearDown() override {
-    if (pid_ > 0) kill(pid_, SIGKILL);
-    if (pid_ > 0) waitpid(pid_, nullptr, 0);
-    if (terminal_ >= 0) close(terminal_);
-  }
-
-  void Type(const std::string& keys) {
-    ASSERT_EQ(write(terminal_, keys.data(), keys.size()), static_cast<ssize_t>(keys.size()));
-  }
-  // Waits until what the terminal shows from now on holds `text`; forgets it up to there.
-  void WaitFor(const std::string& text) {
-    const bool found = WaitUntil([&] {
-      std::array<char, 4096> buffer;
-      const ssize_t size = read(terminal_, buffer.data(), buffer.size());
-      if (size > 0) shown_.append(buffer.data(), static_cast<size_t>(size));
-      return shown_.find(text) != std::string::npos;
-    });
-    ASSERT_TRUE(found) << "no '" << text << "' in: " << shown_;
-    shown_.erase(0, shown_.find(text) + text.size());
-  }
-  const v1::Conversation& sent() const { return server_.requests.chat.conversation(); }
-  int WaitForExit() {
-    int status = 0;
-    EXPECT_TRUE(WaitUntil([&] { return waitpid(pid_, &status, WNOHANG) == pid_; }));
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
-  pid_t pid_ = -1;
-  int terminal_ = -1;
-  std::string shown_;
-};
-
-TEST_F(ChatTerminalTest, AConversationGoesOnAndLinesComeBack) {
-  AnswerChats(server_.answers, false);
-  Start();
-  WaitFor("you> ");
-  Type("Grüße 日本\r");
-  WaitFor("Hm.");  // a terminal shows the reasoning
-  WaitFor("Four é.");
-  WaitFor("you> ");
-  ASSERT_EQ(sent().messages_size(), 1);
-  EXPECT_EQ(sent().messages(0).content(), "Grüße 日本");
-  // The window changes, and the last line comes back by the arrow key.
-  winsize narrow = {24, 40, 0, 0};
-  ioctl(terminal_, TIOCSWINSZ, &narrow);
-  Type("\x1b[A\r");
-  WaitFor("Four é.");
-  WaitFor("you> ");
-  ASSERT_EQ(sent().messages_size(), 3);
-  EXPECT_EQ(sent().messages(1).role(), v1::ChatMessage::ASSISTANT);
-  EXPECT_EQ(sent().messages(1).content(), "Four é.");
-  EXPECT_EQ(sent().messages(1).reasoning(), "Hm.");
-  EXPECT_EQ(sent().messages(2).content(), "Grüße 日本");
-  EXPECT_EQ(shown_.find("\x1b[2m"), std::string::npos);
-  Type("\x04");
-  EXPECT_EQ(WaitForExit(), kExitOk);
-}
-
-TEST_F(ChatTerminalTest, PastedLinesAreOneMessage) {
-  AnswerChats(server_.answers, false);
-  Start();
-  WaitFor("you> ");
-  Type("\x1b[200~one\rtwo\nthree\x1b[201~\r");
-  WaitFor("Four é.");
-  WaitFor("you> ");
-  EXPECT_EQ(sent().messages(0).content(), "one\ntwo\nthree");
-  // From a terminal that does not mark what is pasted.
-  Type("four\rfive\r");
-  WaitFor("Four é.");
-  WaitFor("you> ");
-  EXPECT_EQ(sent().messages(2).content(), "four\nfive");
-}
-
-TEST_F(ChatTerminalTest, CtrlCGivesUpALineAndStopsAReply) {
-  AnswerChats(server_.answers, false);
-  server_.answers.chat.resize(2);  // no finish
-  server_.answers.hang = true;
-  Start();
-  WaitFor("you> ");
-  Type("not this");
-  WaitFor("not this");
-  Type("\x03");
-  WaitFor("you> ");
-  Type("this\r");
-  WaitFor("Four");
-  EXPECT_EQ(sent().messages(0).content(), "this");
-  Type("\x03");
-  WaitFor("[cancelled");
-  WaitFor("you> ");
-  Type("and this\r");
-  WaitFor("Four");
-  ASSERT_EQ(sent().messages_size(), 3);
-  EXPECT_EQ(sent().messages(1).content(), "Four");  // what had arrived
-  Type("\x03");
-  WaitFor("you> ");
-  Type("/quit\r");
-  EXPECT_EQ(WaitForExit(), kExitOk);
+  ExpectError(Run({"classify", "--head", "mood", "--text", "a", "--scheme", "bio"}), kExitUsage,
+              "'mood' labels whole texts");
+  ExpectError(Run({"classify", "--head", "names", "--text", "a", "--pair", "b"}), kExitUsage,
+              "'names' labels tokens");
 }
 
 TEST_F(CliTest, StatusShowsRanksAndCounters) {

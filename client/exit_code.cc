@@ -29,6 +29,14 @@ int FailCall(std::string_view command, std::string_view server, const absl::Stat
   const bool unreachable =
       absl::IsUnavailable(status) && (message.find("failed to connect") != std::string::npos ||
                                       message.find("DNS resolution failed") != std::string::npos);
+  const bool lost = absl::IsUnavailable(status) &&
+                    (message == "Socket closed" || message.starts_with("Connection reset") ||
+                     message.starts_with("recvmsg:"));
+  if (lost) {
+    PrintError(command,
+               fmt::format("UNAVAILABLE: the connection to {} was lost ({})", server, message));
+    return kExitError;
+  }
   if (!unreachable) return Fail(command, status);
   PrintError(command, fmt::format("UNAVAILABLE: no server answers at {}: start one with 'conclave "
                                   "serve' or correct --server ({})",

@@ -172,7 +172,7 @@ Json SequenceJson(const v1::SequenceClassification& result) {
                       {"score", ShortFloat(label.score())},
                       {"logit", ShortFloat(label.logit())}});
   }
-  return {{"labels", std::move(labels)}};
+  return {{"labels", std::move(labels)}, {"truncated", result.truncated()}};
 }
 
 Json TokensJson(const v1::TokenClassification& result) {
@@ -197,7 +197,9 @@ Json TokensJson(const v1::TokenClassification& result) {
                      {"end_char", span.end_char()},
                      {"text", span.text()}});
   }
-  return {{"tokens", std::move(tokens)}, {"spans", std::move(spans)}};
+  return {{"tokens", std::move(tokens)},
+          {"spans", std::move(spans)},
+          {"truncated", result.truncated()}};
 }
 
 Json RebalanceJson(const v1::RebalanceResponse& response) {

@@ -1,14 +1,18 @@
 #include "client/line_editor.h"
 
+#include <fmt/format.h>
 #include <histedit.h>
 #include <langinfo.h>
 #include <locale.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string_view>
 
@@ -27,9 +31,30 @@ constexpr char kNoPasteMarks[] = "\x1b[?2004l";
 // A pasted newline on the line that is edited.
 constexpr std::string_view kShownNewline = "\u2424";
 
-void Send(const char* text) {
-  std::fputs(text, stdout);
+constexpr int kTabStop = 8;
+
+void Send(const std::string& text) {
+  std::fputs(text.c_str(), stdout);
   std::fflush(stdout);
+}
+
+// 0 when the terminal does not say.
+int Columns() {
+  winsize size = {};
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
+// Cells of the terminal up to the end of `text`, which begins after `cells`, as libedit shows it.
+int Cells(int cells, const wchar_t* text, const wchar_t* end) {
+  for (; text < end; ++text) {
+    const int width = wcwidth(*text);
+    if (*text == L'\t') {
+      cells += kTabStop - cells % kTabStop;
+    } else {
+      cells += width >= 0 ? width : 2;  // ^X
+    }
+  }
+  return cells;
 }
 
 // libedit works in the characters of the locale.
@@ -55,11 +80,18 @@ wchar_t Decode(std::string_view character) {
   return code;
 }
 
+bool IsControl(char c) { return (c >= 0 && c < ' ') || c == '\x7f'; }
+
 }  // namespace
+
+bool TerminalTakesEscapes() {
+  const char* term = std::getenv("TERM");
+  return term != nullptr && *term != '\0' && std::string_view(term) != "dumb";
+}
 
 class LineEditor::Impl {
  public:
-  Impl() : signals_({SIGINT, SIGTERM, SIGWINCH}) {
+  Impl() : signals_({SIGINT, SIGTERM, SIGWINCH}), escapes_(TerminalTakesEscapes()) {
     UseUtf8();
     history_ = history_init();
     HistEvent event;
@@ -69,6 +101,9 @@ class LineEditor::Impl {
     el_set(line_, EL_CLIENTDATA, this);
     el_set(line_, EL_PROMPT, &Impl::Prompt);
     el_set(line_, EL_EDITOR, "emacs");
+    el_set(line_, EL_BIND, "^I", "ed-insert", nullptr);
+    // Else \r\n, pasted, would be two newlines.
+    el_set(line_, EL_SETTY, "-d", "-icrnl", "-inlcr", nullptr);
     el_set(line_, EL_SIGNAL, 0);
     el_set(line_, EL_HIST, history, history_);
     el_set(line_, EL_GETCFN, &Impl::NextCharacter);
@@ -81,7 +116,7 @@ class LineEditor::Impl {
   Line Read(const std::string& prompt) {
     while (signals_.Take() != 0) {
     }
-    Send(kAskForPasteMarks);
+    if (escapes_) Send(kAskForPasteMarks);
     Line line = ReadOne(prompt);
     // A terminal without paste marks: the rest of what was pasted is there already.
     while (line.kind == Kind::kLine && Pending()) {
@@ -90,7 +125,7 @@ class LineEditor::Impl {
       if (more.kind != Kind::kLine) break;
       line.text += "\n" + more.text;
     }
-    Send(kNoPasteMarks);
+    if (escapes_) Send(kNoPasteMarks);
     if (line.kind == Kind::kLine && !line.text.empty()) Remember(line.text);
     return line;
   }
@@ -119,6 +154,7 @@ class LineEditor::Impl {
       bytes_.clear();
     } else if (text == nullptr || count <= 0) {
       line.kind = Kind::kEnd;
+      Send("\n");
     } else {
       line.text.assign(text, static_cast<size_t>(count));
       while (line.text.ends_with('\n') || line.text.ends_with('\r')) line.text.pop_back();
@@ -162,10 +198,10 @@ class LineEditor::Impl {
       if (poll(fds.data(), fds.size(), -1) < 0) continue;
       while (const int signal = signals_.Take()) {
         if (signal == SIGWINCH) {
-          el_resize(line_);
-          el_set(line_, EL_REFRESH);
+          Redraw();
           continue;
         }
+        MoveToEnd();
         outcome_ = signal == SIGINT ? Kind::kInterrupted : Kind::kEnd;
         return -1;
       }
@@ -178,6 +214,36 @@ class LineEditor::Impl {
     }
   }
 
+  // Cells from the beginning of the prompt to `end`, in the line that is edited.
+  int CellsTo(const wchar_t* end) {
+    return Cells(static_cast<int>(prompt_.size()), el_wline(line_)->buffer, end);
+  }
+
+  // After a change of the window. Terminals wrap a long line anew, so the line begins as many rows
+  // up as it fills at the new width; libedit then draws from there.
+  void Redraw() {
+    const int columns = Columns();
+    if (!escapes_) {
+      Send("\n");
+    } else if (columns > 0) {
+      const int rows = CellsTo(el_wline(line_)->cursor) / columns;
+      Send(fmt::format("\r{}\x1b[J", rows > 0 ? fmt::format("\x1b[{}A", rows) : ""));
+    }
+    el_resize(line_);
+    el_set(line_, EL_REFRESH);
+  }
+
+  // So that what is printed next does not stand in the middle of the line.
+  void MoveToEnd() {
+    const int columns = Columns();
+    const LineInfoW* info = el_wline(line_);
+    if (!escapes_ || columns <= 0 || info->cursor == info->lastchar) return;
+    const int end = CellsTo(info->lastchar);
+    const int rows = end / columns - CellsTo(info->cursor) / columns;
+    Send(fmt::format("{}\x1b[{}G", rows > 0 ? fmt::format("\x1b[{}B", rows) : "",
+                     end % columns + 1));
+  }
+
   // False when bytes_ does not hold a whole character, or paste mark.
   bool TakeCharacter(wchar_t* character) {
     for (const auto& [mark, begins] : {std::pair(kPasteBegin, true), std::pair(kPasteEnd, false)}) {
@@ -186,14 +252,19 @@ class LineEditor::Impl {
         pasting_ = begins;
         return TakeCharacter(character);
       }
-      // An escape alone is a key too, and the mark comes in one piece.
-      if (bytes_.size() > 1 && mark.starts_with(bytes_)) return false;
+      // An escape alone is a key too, outside of a paste, and the mark comes in one piece.
+      if (bytes_.size() > (pasting_ ? 0 : 1) && mark.starts_with(bytes_)) return false;
     }
+    if (bytes_.starts_with("\r\n")) bytes_.erase(0, 1);
     if (bytes_.empty()) return false;
     if (pasting_ && (bytes_[0] == '\r' || bytes_[0] == '\n')) {
-      bytes_.erase(0, bytes_.starts_with("\r\n") ? 2 : 1);
+      bytes_.erase(0, 1);
       *character = Decode(kShownNewline);
       return true;
+    }
+    if (pasting_ && bytes_[0] != '\t' && IsControl(bytes_[0])) {
+      bytes_.erase(0, 1);
+      return TakeCharacter(character);
     }
     size_t size = 1;
     while (size < 4 && size <= bytes_.size() &&
@@ -209,6 +280,7 @@ class LineEditor::Impl {
   }
 
   SignalFd signals_;
+  const bool escapes_;
   History* history_ = nullptr;
   EditLine* line_ = nullptr;
   std::string prompt_;

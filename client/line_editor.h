@@ -2,7 +2,8 @@
 #define CONCLAVE_CLIENT_LINE_EDITOR_H_
 
 // Lines typed at a terminal: editing, history of the session (arrow keys), text pasted over several
-// lines as one. By libedit.
+// lines as one. By libedit. What is pasted is text: its control characters, but for newlines and
+// tabs, are dropped.
 //
 //   LineEditor editor;                              // before any other thread starts
 //   while (true) {
@@ -14,6 +15,9 @@
 #include <string>
 
 namespace conclave::client {
+
+// Whether $TERM names a terminal that understands escape sequences: it is set, and not "dumb".
+bool TerminalTakesEscapes();
 
 class LineEditor {
  public:

@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "absl/status/status.h"
 #include "base/flags.h"
 #include "base/mapped_files.h"
 #include "client/bench_command.h"
@@ -58,7 +59,9 @@ int Main(int argc, char** argv) {
     std::fputs(parsed.text.c_str(), stdout);
     return kExitOk;
   }
-  return run();
+  const int code = run();
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  return Fail(parsed.command, absl::DataLossError("standard output cannot be written"));
 }
 
 }  // namespace

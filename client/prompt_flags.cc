@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iostream>
+#include <iterator>
 #include <string_view>
 
 #include "base/utf8.h"
@@ -35,7 +37,10 @@ absl::Status ParseIds(std::string_view list, v1::TokenIds* out) {
 
 void AddPromptFlags(base::FlagSet& command, const std::string& text_flag, PromptFlags* flags) {
   flags->text_flag = text_flag;
-  command.Add(text_flag, &flags->text, "Input as text; special tokens in it are text").Type("TEXT");
+  command
+      .Add(text_flag, &flags->text,
+           "Input as text, - for that of standard input; special tokens in it are text")
+      .Type("TEXT");
   command.Add("--tokens", &flags->tokens, "Input as token ids instead, such as 1,2,3").Type("IDS");
 }
 
@@ -49,7 +54,11 @@ absl::StatusOr<v1::Prompt> ToPrompt(const PromptFlags& flags) {
     if (auto status = ParseIds(*flags.tokens, prompt.mutable_tokens()); !status.ok()) return status;
     return prompt;
   }
-  const std::string& text = *flags.text;
+  std::string text = *flags.text;
+  if (text == "-") {
+    text.assign(std::istreambuf_iterator<char>(std::cin), {});
+    if (text.ends_with('\n')) text.pop_back();
+  }
   if (const size_t valid = base::ValidUtf8Prefix(text); valid != text.size()) {
     return absl::InvalidArgumentError(fmt::format(
         "{} is not UTF-8 at byte {}: convert it, or send --tokens", flags.text_flag, valid));

@@ -21,9 +21,10 @@ struct PromptFlags {
 // Adds `text_flag` (such as "--prompt") and --tokens. `flags` must outlive the parse.
 void AddPromptFlags(base::FlagSet& command, const std::string& text_flag, PromptFlags* flags);
 
-// FAILED_PRECONDITION for wrong usage: not exactly one of the two, or something that is not a list
-// of ids. INVALID_ARGUMENT for text that is not UTF-8, which gRPC cannot carry. What an empty input
-// or an id out of range means is for the server to say.
+// Text "-" is read from standard input, without the newline at its end. FAILED_PRECONDITION for
+// wrong usage: not exactly one of the two, or something that is not a list of ids. INVALID_ARGUMENT
+// for text that is not UTF-8, which gRPC cannot carry. What an empty input or an id out of range
+// means is for the server to say.
 absl::StatusOr<v1::Prompt> ToPrompt(const PromptFlags& flags);
 
 }  // namespace conclave::client

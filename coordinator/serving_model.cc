@@ -86,7 +86,9 @@ absl::StatusOr<int> FindHead(const ServingModel& model, model::Architecture kind
                              const std::string& name) {
   int found = -1;
   int of_kind = 0;
+  bool known = false;  // a head of another kind counts
   for (size_t i = 0; i < model.heads.size(); ++i) {
+    known = known || model.heads[i].name == name;
     if (model.heads[i].config.kind != kind) continue;
     ++of_kind;
     if (name.empty() || model.heads[i].name == name) found = static_cast<int>(i);
@@ -103,8 +105,9 @@ absl::StatusOr<int> FindHead(const ServingModel& model, model::Architecture kind
   }
   if (found < 0) {
     return absl::InvalidArgumentError(
-        fmt::format("head '{}' is not a {} classification head; loaded: {}", name, KindName(kind),
-                    ListHeads(model)));
+        known ? fmt::format("head '{}' is not a {} classification head; loaded: {}", name,
+                            KindName(kind), ListHeads(model))
+              : fmt::format("head '{}' is not loaded; loaded: {}", name, ListHeads(model)));
   }
   return found;
 }

@@ -287,6 +287,10 @@ TEST(FindHeadTest, ListsTheHeadsOfTheKind) {
   EXPECT_EQ(missing.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(missing.status().message()),
               HasSubstr("mood (sequence), topic (sequence), ner (token)"));
+  EXPECT_THAT(std::string(missing.status().message()), HasSubstr("'ner' is not a sequence"));
+  const auto unknown = FindHead(model, model::Architecture::kSequenceClassification, "nope");
+  EXPECT_THAT(std::string(unknown.status().message()),
+              HasSubstr("'nope' is not loaded; loaded: mood"));
   EXPECT_EQ(*FindHead(model, model::Architecture::kSequenceClassification, "topic"), 1);
   EXPECT_EQ(*FindHead(model, model::Architecture::kTokenClassification, ""), 2);
   EXPECT_FALSE(FindHead(model, model::Architecture::kSequenceClassification, "").ok());
