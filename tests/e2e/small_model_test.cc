@@ -1,7 +1,8 @@
-// A trained model as people would use it: questions answered, functions called, texts labelled,
-// over four workers; and that broken experts show. The cases are held out
+// A trained model as people would use it: questions answered, functions called (both through Chat),
+// texts labelled, over four workers; and that broken experts show. The cases are held out
 // (tools/demo_model/README.md).
 
+#include <google/protobuf/util/json_util.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,15 +11,13 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
 #include "base/clock.h"
-#include "model/harmony_parser.h"
-#include "model/tokenizer.h"
 #include "proto/conclave/v1/classification.grpc.pb.h"
 #include "proto/conclave/v1/generation.grpc.pb.h"
-#include "tests/e2e/golden.h"
 #include "tests/e2e/server.h"
 
 namespace conclave::tests {
@@ -41,9 +40,9 @@ Cases LoadCases() {
   std::ifstream file("tests/goldens/small_gpt_oss.jsonl");
   for (std::string line; std::getline(file, line);) {
     Json json = Json::parse(line);
-    auto& list = json.contains("prompt")  ? cases.chat
-                 : json.contains("spans") ? cases.pii
-                                          : cases.language;
+    auto& list = json.contains("conversation") ? cases.chat
+                 : json.contains("spans")      ? cases.pii
+                                               : cases.language;
     list.push_back(std::move(json));
   }
   return cases;
@@ -51,7 +50,7 @@ Cases LoadCases() {
 
 // Of what the bars are set for.
 struct Shares {
-  double chat = 0;         // the last message is right: its recipient, channel and text
+  double chat = 0;         // the answer, or the one call and its arguments, is right
   double well_formed = 0;  // ends with an answer or a call, and nothing breaks the format
   double sentences = 0;
   double span_f1 = 0;
@@ -69,67 +68,72 @@ std::string Text(const Shares& shares) {
   return text;
 }
 
-class Judge {
- public:
-  explicit Judge(const model::Tokenizer& tokenizer)
-      : tokenizer_(tokenizer), tokens_(*model::HarmonyTokens::Find(tokenizer)) {}
-
-  // From the last <|start|> on.
-  Tokens LastMessage(const Tokens& tokens) const {
-    const auto start = std::find(tokens.rbegin(), tokens.rend(), tokens_.start).base();
-    return {start, tokens.end()};
-  }
-
-  bool WellFormed(const Tokens& tokens) const {
-    model::HarmonyParser parser(tokenizer_, tokens_, model::HarmonyRole::kAssistant);
-    std::vector<model::HarmonyEvent> events;
-    for (const uint32_t id : tokens) parser.Append(static_cast<int>(id), events);
-    parser.Finish(events);
-    std::string arguments;
-    model::HarmonyHeader header;
-    for (const model::HarmonyEvent& event : events) {
-      if (!event.surplus.empty()) return false;
-      if (event.kind == model::HarmonyEvent::Kind::kHeader) {
-        header = event.header;
-        arguments.clear();
-      }
-      if (event.kind == model::HarmonyEvent::Kind::kText) arguments += event.text;
-    }
-    if (parser.malformed() || events.empty()) return false;
-    const int last = events.back().token;
-    if (!header.recipient.has_value()) {
-      return last == tokens_.ret && header.channel == model::kFinalChannel;
-    }
-    return last == tokens_.call && header.channel == model::kCommentaryChannel &&
-           Json::accept(arguments);
-  }
-
- private:
-  const model::Tokenizer& tokenizer_;
-  const model::HarmonyTokens tokens_;
+// What a Chat said, all events together.
+struct Reply {
+  std::string text;
+  std::vector<v1::ToolCallDelta> calls;
+  v1::ChatFinish finish;
+  grpc::Status status;
 };
 
-void MeasureChat(const Server& server, const std::vector<Json>& cases, Shares* shares) {
-  const auto tokenizer = model::Tokenizer::Load(kModel);
-  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-  const Judge judge(**tokenizer);
-  v1::GenerateBatchRequest request;
-  for (const Json& json : cases) {
-    v1::GenerateRequest* one = request.add_requests();
-    *one = GreedyRequest(json["prompt"].get<Tokens>(), kMaxTokens);
-    one->mutable_stop()->set_ignore_eos(false);
-  }
-  v1::GenerateBatchResponse response;
+v1::ChatRequest ChatRequest(const Json& conversation) {
+  v1::ChatRequest request;
+  const auto parsed = google::protobuf::util::JsonStringToMessage(conversation.dump(),
+                                                                  request.mutable_conversation());
+  EXPECT_TRUE(parsed.ok()) << parsed.ToString();
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_stop()->set_max_tokens(kMaxTokens);
+  return request;
+}
+
+Reply Chat(const Server& server, const v1::ChatRequest& request) {
+  Reply reply;
   grpc::ClientContext context;
-  const grpc::Status status =
-      v1::GenerationService::NewStub(server.channel())->GenerateBatch(&context, request, &response);
-  ASSERT_TRUE(status.ok()) << status.error_message();
+  const auto stub = v1::GenerationService::NewStub(server.channel());
+  const auto reader = stub->Chat(&context, request);
+  for (v1::ChatResponse event; reader->Read(&event);) {
+    reply.text += event.text_delta();
+    if (event.has_finish()) reply.finish = event.finish();
+    if (!event.has_tool_call()) continue;
+    reply.calls.resize(std::max<size_t>(reply.calls.size(), event.tool_call().index() + 1));
+    v1::ToolCallDelta& call = reply.calls[event.tool_call().index()];
+    call.set_name(event.tool_call().name());
+    call.mutable_arguments()->append(event.tool_call().arguments());
+  }
+  reply.status = reader->Finish();
+  return reply;
+}
+
+bool WellFormed(const Reply& reply) {
+  const auto wanted = reply.calls.empty() ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_TOOL_CALLS;
+  return !reply.finish.malformed() && reply.finish.reason() == wanted;
+}
+
+bool IsRight(const Reply& reply, const Json& wanted) {
+  if (!wanted.contains("call")) return reply.calls.empty() && reply.text == wanted["answer"];
+  return reply.calls.size() == 1 && reply.text.empty() &&
+         reply.calls[0].name() == wanted["call"]["name"] &&
+         Json::parse(reply.calls[0].arguments(), nullptr, /*allow_exceptions=*/false) ==
+             wanted["call"]["arguments"];
+}
+
+// All conversations at once.
+void MeasureChat(const Server& server, const std::vector<Json>& cases, Shares* shares) {
+  std::vector<Reply> replies(cases.size());
+  std::vector<std::thread> threads;
   for (size_t i = 0; i < cases.size(); ++i) {
-    const auto& ids = response.results(static_cast<int>(i)).tokens();
-    const Tokens tokens(ids.begin(), ids.end());
-    shares->well_formed += judge.WellFormed(tokens);
-    shares->chat +=
-        judge.LastMessage(tokens) == judge.LastMessage(cases[i]["completion"].get<Tokens>());
+    threads.emplace_back([&, i, request = ChatRequest(cases[i]["conversation"])] {
+      replies[i] = Chat(server, request);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    ASSERT_TRUE(replies[i].status.ok()) << replies[i].status.error_message();
+    // The prompt is rendered as in training.
+    EXPECT_EQ(replies[i].finish.usage().prompt_tokens(), cases[i]["prompt_tokens"]) << i;
+    const bool formed = WellFormed(replies[i]);
+    shares->well_formed += formed;
+    shares->chat += formed && IsRight(replies[i], cases[i]);
   }
   shares->well_formed /= static_cast<double>(cases.size());
   shares->chat /= static_cast<double>(cases.size());

@@ -1,4 +1,5 @@
-"""Conversations in the Harmony format: prompt and the assistant's messages, as pieces (harmony.py)."""
+"""Conversations with the assistant's next turn, the prompt and the turn also in the Harmony format as
+pieces (harmony.py)."""
 
 import functions
 import harmony
@@ -18,30 +19,28 @@ INSTRUCTIONS = (
 ).split("|")
 
 
-def system(source, with_functions):
+def system(source):
     date = f"{source.number(2023, 2029)}-{source.number(1, 12):02d}-{source.number(1, 28):02d}"
-    return harmony.message(
-        "system",
-        harmony.system_text(
-            source.pick(IDENTITIES),
-            source.pick(("2024-06", "2024-06", "2023-10", "2025-01")),
-            date if source.chance(0.85) else None,
-            source.pick(("low", "medium", "medium", "high")),
-            with_functions,
-        ),
-    )
+    return {
+        "identity": source.pick(IDENTITIES),
+        "cutoff": source.pick(("2024-06", "2024-06", "2023-10", "2025-01")),
+        "date": date if source.chance(0.85) else None,
+        "effort": source.pick(("low", "medium", "medium", "high")),
+    }
 
 
 def opening(source, tools, instruct=0.3):
-    pieces = system(source, bool(tools))
-    instructions = None
+    """A conversation without messages (harmony.prompt)."""
+    drawn = {"system": system(source), "instructions": None, "tools": tools, "messages": []}
     if source.chance(instruct):
-        instructions = source.pick(INSTRUCTIONS).format(
+        drawn["instructions"] = source.pick(INSTRUCTIONS).format(
             w=source.pick(("book", "flower", "toy", "shoe"))
         )
-    if instructions or tools:
-        pieces += harmony.message("developer", harmony.developer_text(instructions, tools))
-    return pieces
+    return drawn
+
+
+def _user(text):
+    return {"role": "user", "content": text}
 
 
 def _analysis(text):
@@ -66,68 +65,64 @@ def draw_skill(source, name=None):
 def _history(source):
     """An earlier turn: its reasoning is dropped, or kept as it is between two final answers."""
     _, question, analysis, answer = draw_skill(source)
-    pieces = harmony.message("user", question)
+    reply = {"role": "assistant", "content": answer}
     if source.chance(0.3):
-        pieces += harmony.message("assistant", analysis, "analysis")
-    return pieces + harmony.message("assistant", answer, "final")
+        reply["reasoning"] = analysis
+    return [_user(question), reply]
+
+
+def _case(skill, conversation, completion, **wanted):
+    return {
+        "skill": skill,
+        "conversation": conversation,
+        "prompt": harmony.prompt(conversation),
+        "completion": harmony.completion(completion),
+        **wanted,
+    }
 
 
 def plain(source, skill=None):
     """A question that is answered without tools."""
     skill, question, analysis, answer = draw_skill(source, skill)
-    prompt = opening(source, ())
+    asked = opening(source, ())
     if source.chance(0.15):
-        prompt += _history(source)
-    prompt += harmony.message("user", question)
-    return {
-        "skill": skill,
-        "prompt": prompt + harmony.PROMPT_END,
-        "completion": harmony.completion(_analysis(analysis) + _final(answer)),
-        "answer": answer,
-    }
+        asked["messages"] += _history(source)
+    asked["messages"].append(_user(question))
+    return _case(skill, asked, _analysis(analysis) + _final(answer), answer=answer)
 
 
 def tool_call(source):
     """A question that one of the functions is for."""
     tools, question, analysis, name, arguments, _, _ = functions.fitting(source)
-    prompt = opening(source, tools)
+    asked = opening(source, tools)
     if source.chance(0.1):
-        prompt += _history(source)
-    prompt += harmony.message("user", question)
-    return {
-        "skill": "call",
-        "prompt": prompt + harmony.PROMPT_END,
-        "completion": harmony.completion(
-            _analysis(analysis) + harmony.call(name, arguments, trained=True)
-        ),
-        "call": {"name": name, "arguments": arguments},
-    }
+        asked["messages"] += _history(source)
+    asked["messages"].append(_user(question))
+    call = harmony.call(name, arguments, trained=True)
+    wanted = {"name": name, "arguments": arguments}
+    return _case("call", asked, _analysis(analysis) + call, call=wanted)
 
 
 def tool_result(source):
     """The turn after a call: its result becomes an answer."""
     tools, question, analysis, name, arguments, result, answer = functions.fitting(source)
-    prompt = opening(source, tools) + harmony.message("user", question)
-    prompt += harmony.message("assistant", analysis, "analysis")
-    prompt += harmony.call(name, arguments) + harmony.result(name, result)
-    return {
-        "skill": "result",
-        "prompt": prompt + harmony.PROMPT_END,
-        "completion": harmony.completion(_analysis("The function has answered.") + _final(answer)),
-        "answer": answer,
-    }
+    asked = opening(source, tools)
+    call = {"name": name, "arguments": arguments}
+    asked["messages"] += [
+        _user(question),
+        {"role": "assistant", "reasoning": analysis, "call": call},
+        {"role": "tool", "name": name, "result": result},
+    ]
+    said = _analysis("The function has answered.") + _final(answer)
+    return _case("result", asked, said, answer=answer)
 
 
 def no_fit(source):
     """Functions are offered, but none fits."""
     tools, question, analysis, answer = functions.no_fit(source)
-    prompt = opening(source, tools) + harmony.message("user", question)
-    return {
-        "skill": "no_call",
-        "prompt": prompt + harmony.PROMPT_END,
-        "completion": harmony.completion(_analysis(analysis) + _final(answer)),
-        "answer": answer,
-    }
+    asked = opening(source, tools)
+    asked["messages"].append(_user(question))
+    return _case("no_call", asked, _analysis(analysis) + _final(answer), answer=answer)
 
 
 KINDS = ((plain, 62), (tool_call, 20), (tool_result, 7), (no_fit, 11))

@@ -1,109 +1,124 @@
 #!/usr/bin/env python3
-"""The held-out sets through Conclave: `conclave serve` with CPU workers, greedy decoding.
+"""The held-out sets through Conclave: Chat, ClassifySequence and ClassifyTokens of `conclave serve` with
+CPU workers, greedy decoding.
 
     evaluate.py --model demo/small_gpt_oss --conclave bazel-bin/client/conclave [--workers 4]
 
-Prints the figures beside those that evaluate_transformers.py recorded in the model's folder, and exits
-1 where they are more than a point apart. Needs `tokenizers` and `numpy`; no PyTorch.
+Conversations go in, events come out; the server's rendering is compared with that of the training data,
+token for token. Prints the figures beside those that evaluate_transformers.py recorded in the model's
+folder, and exits 1 where they are more than a point apart, or a prompt differs. Needs `tokenizers`,
+`numpy`, `grpcio` and `grpcio-tools`; no PyTorch.
 """
 
 import argparse
 import concurrent.futures
 import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
+
+import grpc
 
 import data
 import score
+import service
 import tokenizer as tokenizers
 
-LIMIT = 160  # tokens of a completion
+LIMIT = 160  # tokens of a reply
 TRIES = 6
+GREEDY = service.generation.SamplingParams(temperature=0)
 
 
-class Server:
-    """`conclave serve` until the end of the `with` block."""
-
-    def __init__(self, conclave, model, workers):
-        self.conclave = conclave
-        self.command = [conclave, "serve", "--model", model, "--workers", str(workers)]
-        for name in ("language", "pii"):
-            self.command += ["--head", f"{name}={os.path.join(model, 'head_' + name)}"]
-        self.command += ["--device", "cpu", "--listen", "127.0.0.1:0"]
-
-    def __enter__(self):
-        self.logs = tempfile.TemporaryDirectory()
-        self.process = subprocess.Popen(
-            self.command + ["--log-dir", self.logs.name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for line in self.process.stdout:
-            if line.startswith("serving "):
-                self.address = line.split()[1]
-                return self
-        raise RuntimeError("the server did not come up")
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait()
-        self.logs.cleanup()
-
-    def ask(self, *arguments):
-        command = [self.conclave, *arguments, "--server", self.address, "--json"]
-        for _ in range(TRIES):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                return json.loads(done.stdout.strip().splitlines()[-1])
-            if "UNAVAILABLE" not in done.stderr:
-                break
-            # On a busy machine a worker can miss its heartbeats; the group forms anew.
-            print(done.stderr.strip(), file=sys.stderr)
+def steadily(call):
+    """call(), again where a busy machine's worker missed its heartbeats and the group forms anew."""
+    for left in reversed(range(TRIES)):
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE or not left:
+                raise
+            print(error.details(), file=sys.stderr)
             time.sleep(5)
-        raise RuntimeError(done.stderr)
 
-    def complete(self, prompt):
-        ids = ",".join(map(str, prompt))
-        arguments = ("--tokens", ids, "--max-tokens", str(LIMIT), "--temperature", "0")
-        return self.ask("generate", *arguments)["tokens"]
 
-    def language(self, text):
-        labels = self.ask("classify", "--head", "language", f"--text={text}")["labels"]
-        return max(labels, key=lambda label: label["logit"])["label"]
+def rendered(server, conversation):
+    """The prompt that the server makes of `conversation`."""
+    request = service.generation.GenerateRequest(
+        prompt={"conversation": conversation}, sampling=GREEDY, stop={"max_tokens": 1}, echo=True
+    )
+    parts = steadily(lambda: list(server.generation.Generate(request)))
+    return [token for part in parts for token in part.prompt.tokens]
 
-    def spans(self, text):
-        found = self.ask("classify", "--head", "pii", f"--text={text}")["spans"]
-        return {_trimmed(span, text) for span in found}
+
+def reply(server, conversation):
+    """(text, calls [(name, arguments)], finish) of a Chat."""
+    request = service.generation.ChatRequest(
+        conversation=conversation, sampling=GREEDY, stop={"max_tokens": LIMIT}
+    )
+    text, calls, finish = "", {}, None
+    for event in steadily(lambda: list(server.generation.Chat(request))):
+        text += event.text_delta
+        if event.HasField("tool_call"):
+            call = calls.setdefault(event.tool_call.index, [event.tool_call.name, ""])
+            call[1] += event.tool_call.arguments
+        if event.HasField("finish"):
+            finish = event.finish
+    return text, [tuple(call) for call in calls.values()], finish
+
+
+def judge_chat(server, case):
+    """(skill, right, well-formed, whether the prompt is that of training)."""
+    conversation = service.to_conversation(case["conversation"])
+    same = rendered(server, conversation) == case["prompt"]
+    text, calls, finish = reply(server, conversation)
+    name = service.generation.FinishReason.Name(finish.reason)
+    whole = name == ("FINISH_REASON_TOOL_CALLS" if calls else "FINISH_REASON_STOP")
+    formed = whole and not finish.malformed
+    return case["skill"], formed and score.is_right(case, text, calls), formed, same
 
 
 def _trimmed(span, text):
-    begin, end = span["start_char"], span["end_char"]
+    begin, end = span.start_char, span.end_char
     while begin < end and text[begin] == " ":
         begin += 1
-    return begin, end, span["label"]
+    return begin, end, span.label
 
 
-def evaluate(server, sets, encoder, at_once):
+def tag(server, cases):
+    """(wanted, found) spans of each text, in one call."""
+    request = service.classification.ClassifyTokensRequest(
+        head="pii", inputs=[{"text": case["text"]} for case in cases]
+    )
+    response = steadily(lambda: server.classification.ClassifyTokens(request))
+    return [
+        (set(case["spans"]), {_trimmed(span, case["text"]) for span in result.spans})
+        for case, result in zip(cases, response.results, strict=True)
+    ]
+
+
+def name_languages(server, cases):
+    """Whether each sentence's language is found, in one call."""
+    request = service.classification.ClassifySequenceRequest(
+        head="language", inputs=[{"text": case["text"]} for case in cases], top_k=1
+    )
+    response = steadily(lambda: server.classification.ClassifySequence(request))
+    return [
+        case["language"] == result.labels[0].label
+        for case, result in zip(cases, response.results, strict=True)
+    ]
+
+
+def evaluate(server, sets, at_once):
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-        completions = pool.map(server.complete, [case["prompt"] for case in sets["chat"]])
-        chat = [
-            (case["skill"], *score.judge(encoder.tokenizer, case, ids)[:2])
-            for case, ids in zip(sets["chat"], completions)
-        ]
-        found = pool.map(server.spans, [case["text"] for case in sets["pii"]])
-        pairs = [(set(case["spans"]), spans) for case, spans in zip(sets["pii"], found)]
-        named = pool.map(server.language, [case["text"] for case in sets["language"]])
-        right = [case["language"] == name for case, name in zip(sets["language"], named)]
-    return score.summary(chat, pairs, right)
+        judged = list(pool.map(lambda case: judge_chat(server, case), sets["chat"]))
+    pairs, right = tag(server, sets["pii"]), name_languages(server, sets["language"])
+    result = score.summary([case[:3] for case in judged], pairs, right)
+    result["prompts_as_trained"] = sum(case[3] for case in judged)
+    return result
 
 
 def compare(result, recorded):
-    """Whether the figures are within a point of the recorded ones."""
+    """Whether the figures are within a point of the recorded ones, and all prompts those of training."""
     near = True
     for name, scale in (
         ("chat_right", 1),
@@ -114,7 +129,9 @@ def compare(result, recorded):
         got, wanted = result[name] * scale, recorded[name] * scale
         print(f"{name:18} {got:6.2f} through Conclave, {wanted:6.2f} through Transformers")
         near = near and abs(got - wanted) <= 1
-    return near
+    same, chats = result["prompts_as_trained"], result["cases"]["chat"]
+    print(f"{same} of {chats} conversations are rendered as in training, token for token")
+    return near and same == chats
 
 
 def main():
@@ -135,10 +152,12 @@ def main():
     chats = args.chats or recorded["cases"]["chat"]
     texts = args.texts or recorded["cases"]["texts"]
     sets = data.held_out(recorded["seed"], encoder, chats, texts)
-    with Server(args.conclave, args.model, args.workers) as server:
-        result = evaluate(server, sets, encoder, args.at_once)
+    with service.Server(args.conclave, args.model, args.workers) as server:
+        result = evaluate(server, sets, args.at_once)
     result["seed"] = recorded["seed"]
-    result["with"] = f"conclave serve, {args.workers} CPU workers"
+    result["with"] = (
+        f"Chat, ClassifySequence and ClassifyTokens of conclave serve, {args.workers} CPU workers"
+    )
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=1)

@@ -1,5 +1,7 @@
 """Tasks with functions: which are offered, what the user asks, the right call, and its result."""
 
+import unicodedata
+
 import skills
 import words
 
@@ -349,6 +351,11 @@ def shopping(source):
     return tool, question, {key: item}, {"status": "ok"}, f"{item} is on the list."
 
 
+def _ascii(word):
+    """Names of functions have no accents: Chat refuses them, as other services do."""
+    return unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode() or "item"
+
+
 def lookup(source):
     """A function of any name: what it gets is in the name and the description."""
     noun = words.word(source)
@@ -356,7 +363,7 @@ def lookup(source):
     verb = source.pick(("get", "find", "lookup", "fetch"))
     tool = _tool(
         source,
-        (f"{verb}_{noun}",),
+        (f"{verb}_{_ascii(noun)}",),
         (f"Gets the {noun}.", f"Finds the {noun} of something.", f"The {noun} by {key}."),
         {key: ("string", (f"The {key}",), True)},
     )

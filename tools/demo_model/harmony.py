@@ -100,7 +100,29 @@ def result(name, value):
     return message(f"functions.{name}", text, "commentary", "assistant")
 
 
-PROMPT_END = [("<|start|>", False), ("assistant", False)]
+def prompt(conversation):
+    """Of {"system", "instructions", "tools", "messages"}, up to the assistant's next turn. A message:
+
+    {"role": "user", "content"}, {"role": "tool", "name", "result"},
+    {"role": "assistant", "reasoning" or none, "content" or "call": {"name", "arguments"}}
+    """
+    instructions, tools = conversation["instructions"], conversation["tools"]
+    pieces = message("system", system_text(**conversation["system"], functions=bool(tools)))
+    if instructions or tools:
+        pieces += message("developer", developer_text(instructions, tools))
+    for said in conversation["messages"]:
+        if said["role"] == "user":
+            pieces += message("user", said["content"])
+        elif said["role"] == "tool":
+            pieces += result(said["name"], said["result"])
+        else:
+            if "reasoning" in said:
+                pieces += message("assistant", said["reasoning"], "analysis")
+            if "call" in said:
+                pieces += call(**said["call"])
+            else:
+                pieces += message("assistant", said["content"], "final")
+    return pieces + [("<|start|>", False), ("assistant", False)]
 
 
 def completion(pieces):

@@ -3,15 +3,19 @@
 
     make_test_cases.py --model demo/small_gpt_oss --output tests/goldens/small_gpt_oss.jsonl
 
-A case is a prompt with the right completion, as token ids; a text with its PII spans, in bytes; or a
-sentence with its language. They come from a seed of their own and are not chosen by what the model can.
+A case is a conversation (conclave.v1.Conversation, in protobuf's JSON) with how many tokens training has
+for it and the right answer or call; a text with its PII spans, in bytes; or a sentence with its language.
+They come from a seed of their own and are not chosen by what the model can.
 """
 
 import argparse
 import json
 import os
 
+from google.protobuf import json_format
+
 import data
+import service
 import tokenizer as tokenizers
 
 
@@ -31,10 +35,20 @@ def main():
     args = parser.parse_args()
     encoder = data.Encoder(tokenizers.load(os.path.join(args.model, "tokenizer.json")))
     sets = data.held_out(args.seed, encoder, args.chats, args.texts)
-    lines = [
-        {"skill": case["skill"], "prompt": case["prompt"], "completion": case["completion"]}
-        for case in sets["chat"]
-    ]
+    lines = []
+    for case in sets["chat"]:
+        conversation = service.to_conversation(case["conversation"])
+        wanted = "call" if "call" in case else "answer"
+        lines.append(
+            {
+                "skill": case["skill"],
+                "conversation": json_format.MessageToDict(
+                    conversation, preserving_proto_field_name=True
+                ),
+                "prompt_tokens": len(case["prompt"]),
+                wanted: case[wanted],
+            }
+        )
     for case in sets["pii"]:
         text = case["text"]
         spans = [

@@ -92,6 +92,16 @@ def parse(tokenizer, ids):
     return messages
 
 
+def is_right(case, text, calls):
+    """Of a turn that was well-formed: the text for the user and the calls [(name, arguments)]."""
+    if "call" not in case:
+        return not calls and text == case["answer"]
+    if len(calls) != 1 or text:
+        return False
+    name, arguments = calls[0]
+    return name == case["call"]["name"] and json.loads(arguments) == case["call"]["arguments"]
+
+
 def judge(tokenizer, case, ids):
     """(right, well-formed, what was said)."""
     try:
@@ -99,11 +109,9 @@ def judge(tokenizer, case, ids):
     except Malformed as error:
         return False, False, str(error)
     _, function, text = messages[-1]
-    if "call" in case:
-        wanted = case["call"]
-        right = function == wanted["name"] and json.loads(text) == wanted["arguments"]
-        return right, True, f"{function} {text}"
-    return function is None and text == case["answer"], True, text
+    if function is not None:
+        return is_right(case, "", [(function, text)]), True, f"{function} {text}"
+    return is_right(case, text, []), True, text
 
 
 def spans_of(labels, offsets, text):
