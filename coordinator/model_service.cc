@@ -48,6 +48,7 @@ void FillModel(const ServingModel& model, v1::GetModelResponse* out) {
   out->set_hidden_size(static_cast<uint32_t>(config.hidden_size));
   out->set_context_length(static_cast<uint32_t>(config.context_length));
   out->set_can_generate(model.can_generate());
+  out->set_can_chat(model.can_chat());
   for (const Head& head : model.heads) FillHead(head, out->add_heads());
   for (int id : config.eos_token_ids) out->add_eos_token_ids(static_cast<uint32_t>(id));
   v1::Limits* limits = out->mutable_limits();

@@ -909,6 +909,7 @@ TEST_F(PublicServicesTest, ModelAndTokenizerAnswer) {
   EXPECT_EQ(model.name(), "tiny_gpt_oss");
   EXPECT_EQ(model.vocab_size(), 512);
   EXPECT_EQ(model.heads_size(), 2);
+  EXPECT_TRUE(model.can_chat());
   v1::TokenizeRequest request;
   request.set_text("hi <|start|>");
   v1::TokenizeResponse ids;
