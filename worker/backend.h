@@ -65,6 +65,7 @@ struct CudaBackendOptions {
   int device = 0;            // CUDA ordinal
   int load_threads = 1;      // that copy weights out of the file map
   bool record_steps = true;  // as of kernels::CudaOptions
+  int64_t direct_bytes = 0;  // as of NcclOptions
   std::string interface;     // network interface for NCCL's sockets; empty: NCCL chooses
 };
 // Make it before the process starts threads (NCCL takes the interface from the environment).

@@ -89,6 +89,7 @@ class CudaBackend final : public Backend {
     return ConnectNccl(group, rank, size, rendezvous,
                        {.stream = static_cast<kernels::cuda::CudaOps&>(ops).stream(),
                         .device = options_.device,
+                        .direct_bytes = options_.direct_bytes,
                         .cancelled = options.cancelled});
 #else
     return absl::FailedPreconditionError(

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -19,7 +20,9 @@
 #include "base/status_macros.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/ordered_sum.h"
+#include "kernels/cuda/peer_exchange.h"
 #include "worker/nccl_session.h"
+#include "worker/peer_group.h"
 
 namespace conclave::worker {
 namespace {
@@ -30,10 +33,13 @@ using kernels::Tensor;
 constexpr int64_t kAlign = 16;
 // Sums of more bytes travel as reduce-scatter and all-gather, less as one all-gather: one exchange
 // fewer, more bytes. Two ranks send the same bytes either way.
-constexpr int64_t kDirectSumBytes = int64_t{256} << 10;
+constexpr int64_t kSumAtOnceBytes = int64_t{256} << 10;
+// Of the longest block of an exchange: it is not the same number on every rank.
+constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
 constexpr absl::Duration kConnectInterval = absl::Milliseconds(1);
 
 int64_t RoundUp(int64_t value) { return (value + kAlign - 1) / kAlign * kAlign; }
+bool IsAligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kAlign == 0; }
 
 template <typename Pointer>
 Pointer* Offset(Pointer* base, int64_t bytes);
@@ -48,14 +54,18 @@ void* Offset(void* base, int64_t bytes) {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(std::unique_ptr<NcclSession> session, kernels::Buffer scratch)
+  // `peers` may be null: then NCCL carries everything.
+  NcclCommunicator(std::unique_ptr<NcclSession> session, kernels::Buffer scratch,
+                   std::unique_ptr<PeerGroup> peers)
       : rank_(session->rank()),
         size_(session->size()),
         scratch_(std::move(scratch)),
+        peers_(std::move(peers)),
         session_(std::move(session)),
         bytes_to_(size_) {
     transfers_.reserve(size_);
     begin_.resize(size_ + 1);
+    if (peers_ != nullptr) session_->OnFailure([peers = peers_.get()] { peers->Abort(); });
   }
 
   // The first exchange opens the connections to all peers, outside of any step.
@@ -75,7 +85,7 @@ class NcclCommunicator final : public Communicator {
       Add(r, Offset(send, r * block_bytes), block_bytes, Offset(recv, r * block_bytes),
           block_bytes);
     }
-    return Exchange();
+    return Exchange(block_bytes);
   }
 
   absl::Status AllToAllV(const void* send, std::span<const int64_t> send_bytes,
@@ -87,15 +97,16 @@ class NcclCommunicator final : public Communicator {
       Add(r, Offset(send, send_offsets[r]), send_bytes[r], Offset(recv, recv_offsets[r]),
           recv_bytes[r]);
     }
-    return Exchange();
+    return Exchange(kUnknown);
   }
 
   absl::Status AllReduceSum(Tensor data) override {
     if (size_ == 1) return Check();
     const int64_t bytes = data.bytes();
-    const bool direct = size_ == 2 || bytes <= kDirectSumBytes;
-    return direct && RoundUp(bytes) * size_ <= scratch_.bytes ? AllReduceAtOnce(data)
-                                                              : AllReduceInTwo(data);
+    if (Direct(bytes) && bytes % kAlign == 0 && IsAligned(data.data)) return SumDirectly(data);
+    const bool at_once = size_ == 2 || bytes <= kSumAtOnceBytes;
+    return at_once && RoundUp(bytes) * size_ <= scratch_.bytes ? AllReduceAtOnce(data)
+                                                               : AllReduceInTwo(data);
   }
 
   absl::Status ReduceScatterSum(Tensor data, std::span<const int64_t> row_begin,
@@ -116,8 +127,14 @@ class NcclCommunicator final : public Communicator {
     transfers_.push_back({peer, send, send_bytes, recv, recv_bytes});
   }
 
-  // Enqueues transfers_; what goes to this rank itself is copied.
-  absl::Status Exchange() {
+  bool Direct(int64_t longest) const {
+    return peers_ != nullptr && longest <= peers_->block_bytes();
+  }
+
+  // Enqueues transfers_; what goes to this rank itself is copied. `longest`: bytes of the longest
+  // block between any two ranks.
+  absl::Status Exchange(int64_t longest) {
+    if (Direct(longest)) return longest == 0 ? Check() : ExchangeDirectly();
     bool any = false;
     for (NcclSession::Transfer& transfer : transfers_) {
       if (transfer.peer == rank_) {
@@ -132,6 +149,30 @@ class NcclCommunicator final : public Communicator {
       bytes_to_[transfer.peer] += transfer.send_bytes;
     }
     return absl::OkStatus();
+  }
+
+  absl::Status ExchangeDirectly() {
+    RETURN_IF_ERROR(Check());
+    kernels::cuda::PeerBlocks blocks;
+    for (const NcclSession::Transfer& transfer : transfers_) {
+      const int peer = transfer.peer;
+      blocks.send[peer] = transfer.send;
+      blocks.recv[peer] = transfer.recv;
+      blocks.send_bytes[peer] = transfer.send_bytes;
+      blocks.recv_bytes[peer] = transfer.recv_bytes;
+      if (peer != rank_) bytes_to_[peer] += transfer.send_bytes;
+    }
+    kernels::cuda::ExchangeWithPeers(peers_->windows(), blocks, session_->stream());
+    return Checked(cudaGetLastError(), "an exchange with peers");
+  }
+
+  absl::Status SumDirectly(Tensor data) {
+    RETURN_IF_ERROR(Check());
+    if (data.bytes() == 0) return absl::OkStatus();
+    for (int r = 0; r < size_; ++r) bytes_to_[r] += r == rank_ ? 0 : data.bytes();
+    kernels::cuda::SumWithPeers(peers_->windows(), data.dtype, data.data, data.rows * data.cols,
+                                session_->stream());
+    return Checked(cudaGetLastError(), "a sum with peers");
   }
 
   absl::Status CopyOwn(const NcclSession::Transfer& own) {
@@ -150,7 +191,7 @@ class NcclCommunicator final : public Communicator {
     for (int r = 0; r < size_; ++r) {
       if (r != rank_) Add(r, data.data, bytes, Offset(scratch(), r * stride), bytes);
     }
-    RETURN_IF_ERROR(Exchange());
+    RETURN_IF_ERROR(Exchange(bytes));
     return Sum(data.dtype, stride, data.data, data.rows * data.cols, data.data);
   }
 
@@ -186,7 +227,7 @@ class NcclCommunicator final : public Communicator {
         Add(r, place(r), values(r) * value_bytes, Offset(scratch(), r * stride),
             mine * value_bytes);
       }
-      RETURN_IF_ERROR(Exchange());
+      RETURN_IF_ERROR(Exchange(std::min(longest - first, piece) * value_bytes));
       RETURN_IF_ERROR(Sum(dtype, stride, place(rank_), mine, Offset(out, first * value_bytes)));
     }
     return Check();
@@ -197,11 +238,13 @@ class NcclCommunicator final : public Communicator {
     const auto offset = [&](int r) { return begin_[r] * SizeOf(dtype); };
     const auto bytes = [&](int r) { return offset(r + 1) - offset(r); };
     transfers_.clear();
+    int64_t longest = 0;
     for (int r = 0; r < size_; ++r) {
+      longest = std::max(longest, bytes(r));
       if (r == rank_) continue;
       Add(r, Offset(data, offset(rank_)), bytes(rank_), Offset(data, offset(r)), bytes(r));
     }
-    return Exchange();
+    return Exchange(longest);
   }
 
   // out = the sum of every rank's part in the scratch memory, and of this rank's own elsewhere.
@@ -226,7 +269,9 @@ class NcclCommunicator final : public Communicator {
 
   const int rank_;
   const int size_;
-  const kernels::Buffer scratch_;  // outlives what the session has enqueued
+  // Outlive what the session has enqueued.
+  const kernels::Buffer scratch_;
+  const std::unique_ptr<PeerGroup> peers_;
   const std::unique_ptr<NcclSession> session_;
 
   // Of the step thread: bytes sent so far, what the running call transfers, and where each rank's
@@ -242,7 +287,7 @@ absl::Status NcclCommunicator::WarmUp(const NcclOptions& options, absl::Time dea
     if (r == rank_) continue;
     Add(r, Offset(scratch(), rank_ * kAlign), kAlign, Offset(scratch(), r * kAlign), kAlign);
   }
-  RETURN_IF_ERROR(Exchange());
+  RETURN_IF_ERROR(Exchange(kUnknown));  // by NCCL
   std::fill(bytes_to_.begin(), bytes_to_.end(), 0);
   for (;;) {
     const cudaError_t state = cudaStreamQuery(session_->stream());
@@ -267,7 +312,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(const std::string& gro
                    NcclSession::Connect(group, rank, size, rendezvous, options, deadline));
   ASSIGN_OR_RETURN(kernels::Buffer scratch,
                    kernels::cuda::AllocateDevice(std::max(options.scratch_bytes, size * kAlign)));
-  auto communicator = std::make_unique<NcclCommunicator>(std::move(session), std::move(scratch));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<PeerGroup> peers,
+      PeerGroup::Connect(group, rank, size, rendezvous, options.direct_bytes, deadline));
+  auto communicator =
+      std::make_unique<NcclCommunicator>(std::move(session), std::move(scratch), std::move(peers));
   RETURN_IF_ERROR(communicator->WarmUp(options, deadline));
   return communicator;
 }

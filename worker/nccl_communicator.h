@@ -12,6 +12,8 @@
 //   it, and ends what waits on the stream, as Abort does. So what was enqueued completes, with
 //   garbage; Check() then tells, and is to be asked before a step's results are believed. A peer
 //   that is merely silent is found by nobody here: Abort is for those whose heartbeats stop.
+// - Blocks of up to `direct_bytes` do not go through NCCL where the GPUs can write to each other's
+//   memory: one kernel of ours writes them there (kernels/cuda/peer_exchange.h).
 // - seconds_waited() is always 0: what waits is the stream. bytes_sent_to() counts calls, not
 //   replays of graphs that captured them.
 // - Without Abort, the destructor waits until the peers have taken what was sent to them.
@@ -33,6 +35,8 @@ struct NcclOptions {
   // Device memory for sums; the same on every rank. Larger sums go in pieces. Replaced by the least
   // that works where it is smaller.
   int64_t scratch_bytes = int64_t{32} << 20;
+  // Of a block between two ranks; the same on every rank. 0: NCCL alone.
+  int64_t direct_bytes = 0;
   absl::Duration connect_timeout = absl::Seconds(60);  // for all ranks to be connected
   // Asked now and then while connecting: true gives up. May be empty.
   std::function<bool()> cancelled;

@@ -202,25 +202,33 @@ void MeasureEnqueueing(RankProcess& self, const Stream& stream, Communicator& gr
       absl::FormatDuration((absl::Now() - start) / kCalls));
 }
 
+// Where every rank has a GPU of its own; small blocks of what is tried here are below it.
+constexpr int64_t kDirectBytes = int64_t{64} << 10;
+
 void Collectives(RankProcess& self) {
   const Stream stream;
-  // Two groups on one stream, as a rank's world and its tp group. The second sums in many pieces.
+  // Groups on one stream, as a rank's world and its tp group. The second sums in many pieces.
   const auto world = Connect(self, stream);
   const auto pieces = Connect(self, stream, "pieces", int64_t{16} << 10);
-  if (world == nullptr || pieces == nullptr) return;
-  CheckAllToAll(self, stream, *world);
-  CheckAllToAllV(self, stream, *world);
-  CheckAllGather(self, stream, *world);
-  CheckEmbedding(self, stream, *world);
-  for (Communicator* group : {world.get(), pieces.get()}) {
+  const auto direct = Connect(self, stream, "direct", int64_t{1} << 20, kDirectBytes);
+  if (world == nullptr || pieces == nullptr || direct == nullptr) return;
+  for (Communicator* group : {world.get(), direct.get()}) {
+    CheckAllToAll(self, stream, *group);
+    CheckAllToAllV(self, stream, *group);
+    CheckAllGather(self, stream, *group);
+    CheckEmbedding(self, stream, *group);
+  }
+  for (Communicator* group : {world.get(), pieces.get(), direct.get()}) {
     CheckAllReduce<float>(self, stream, *group, DType::kF32);
     CheckAllReduce<__nv_bfloat16>(self, stream, *group, DType::kBf16);
     CheckReduceScatter<float>(self, stream, *group, DType::kF32);
     CheckReduceScatter<__nv_bfloat16>(self, stream, *group, DType::kBf16);
   }
   MeasureEnqueueing(self, stream, *world);
+  MeasureEnqueueing(self, stream, *direct);
   EXPECT_OK(world->Check());
   EXPECT_OK(pieces->Check());
+  EXPECT_OK(direct->Check());
   EXPECT_EQ(world->seconds_waited(), 0);
 }
 
@@ -230,9 +238,10 @@ constexpr int kReplays = 100;
 
 // What a decode step does, in one graph: both exchanges of a layer, an all-reduce at once and one
 // in pieces, an all-gather.
-void GraphReplays(RankProcess& self) {
+void ReplayGraphs(RankProcess& self, int64_t direct_bytes) {
   const Stream stream;
-  const auto group = Connect(self, stream, "world", int64_t{64} << 10);
+  const std::string name = direct_bytes > 0 ? "direct" : "world";
+  const auto group = Connect(self, stream, name, int64_t{64} << 10, direct_bytes);
   if (group == nullptr) return;
   const int64_t block = 1000, few = 2880, many = 40'000;
   const DeviceArray<int32_t> send(self.size * block), recv(self.size * block);
@@ -269,6 +278,11 @@ void GraphReplays(RankProcess& self) {
     ASSERT_TRUE(SameBits(stream.Download(large), AscendingSum<float>(self.size, many, round)));
   }
   EXPECT_OK(group->Check());
+}
+
+void GraphReplays(RankProcess& self) {
+  ReplayGraphs(self, 0);
+  ReplayGraphs(self, kDirectBytes);
 }
 
 // A group of one needs no peer, and moves its own data.

@@ -38,7 +38,8 @@ void ExpectAbortEndsTheWait(const Stream& stream, Communicator& group) {
 
 void AbortWithoutPeer(RankProcess& self) {
   const Stream stream;
-  auto group = Connect(self, stream);
+  const bool direct = std::getenv("CONCLAVE_TEST_DIRECT") != nullptr;
+  auto group = Connect(self, stream, "world", int64_t{1} << 20, direct ? 1 << 16 : 0);
   if (group == nullptr) return;
   const DeviceArray<int32_t> send(2000), recv(2000);
   if (self.rank == 1) {  // never comes
@@ -158,6 +159,7 @@ class NcclFailureTest : public NcclTest {};
 
 TEST_F(NcclFailureTest, AbortEndsWhatWaitsForAPeerThatNeverComes) {
   RankProcesses("AbortWithoutPeer", 2).ExpectSuccess();
+  RankProcesses("AbortWithoutPeer", 2, {"CONCLAVE_TEST_DIRECT=1"}).ExpectSuccess();
 }
 
 TEST_F(NcclFailureTest, AbortEndsAReplayThatWaits) {
@@ -170,7 +172,7 @@ TEST_F(NcclFailureTest, AbortLeavesAGroupWhosePeerIsStopped) {
 }
 
 TEST_F(NcclFailureTest, AKilledPeerFailsTheOthersWithinTwoSeconds) {
-  RankProcesses ranks("KilledPeer", 3);
+  RankProcesses ranks("KilledPeer", 3, {"NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1"});
   EXPECT_EQ(ranks.Await(1, absl::Seconds(30)), -SIGKILL);
   ranks.ExpectSuccess();
 }

@@ -192,6 +192,13 @@ void NcclSession::FailLocked(std::string_view reason) {
   if (failed_) return;
   failed_ = true;
   reason_ = reason;
+  if (on_failure_) on_failure_();
+}
+
+void NcclSession::OnFailure(std::function<void()> act) {
+  absl::MutexLock lock(&mutex_);
+  on_failure_ = std::move(act);
+  if (failed_ && on_failure_) on_failure_();
 }
 
 absl::Status NcclSession::Failure() const {

@@ -10,6 +10,7 @@
 // calls of this communicator; it is the monitor that waits, not the caller of Fail.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -51,6 +52,9 @@ class NcclSession {
   // Any thread. The first failure counts: it is what status() says from then on, and what waits on
   // the stream comes out.
   void Fail(std::string_view reason);
+  // Called once with the first failure, now if it is there. It must not call the session. Until
+  // the session ends.
+  void OnFailure(std::function<void()> act);
   absl::Status status();
 
   int rank() const { return rank_; }
@@ -84,6 +88,7 @@ class NcclSession {
   bool failed_ ABSL_GUARDED_BY(mutex_) = false;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // the destructor has begun
   std::string reason_ ABSL_GUARDED_BY(mutex_);
+  std::function<void()> on_failure_ ABSL_GUARDED_BY(mutex_);
   std::thread monitor_;
 };
 

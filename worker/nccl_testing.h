@@ -73,10 +73,12 @@ class Graph {
 
 inline std::unique_ptr<Communicator> Connect(RankProcess& self, const Stream& stream,
                                              const std::string& group = "world",
-                                             int64_t scratch_bytes = int64_t{32} << 20) {
+                                             int64_t scratch_bytes = int64_t{32} << 20,
+                                             int64_t direct_bytes = 0) {
   NcclOptions options;
   options.stream = stream.get();
   options.scratch_bytes = scratch_bytes;
+  options.direct_bytes = direct_bytes;
   auto group_or = ConnectNccl(group, self.rank, self.size, self.rendezvous, options);
   EXPECT_TRUE(group_or.ok()) << group_or.status();
   return group_or.ok() ? *std::move(group_or) : nullptr;

@@ -16,6 +16,8 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 
 namespace conclave::worker {
@@ -25,6 +27,8 @@ constexpr char kBody[] = "CONCLAVE_RANK_BODY";
 constexpr char kRank[] = "CONCLAVE_RANK";
 constexpr char kSize[] = "CONCLAVE_RANK_SIZE";
 constexpr char kFolder[] = "CONCLAVE_RANK_FOLDER";
+constexpr char kOwnGpu[] = "CONCLAVE_RANK_OWN_GPU";
+constexpr char kVisible[] = "CUDA_VISIBLE_DEVICES";
 constexpr pid_t kEnded = 0;
 
 std::string Setting(const char* name, const std::string& value) { return name + ("=" + value); }
@@ -53,6 +57,17 @@ absl::StatusOr<std::string> FolderRendezvous::Get(const std::string& key, absl::
   return std::string{std::istreambuf_iterator<char>(file), {}};
 }
 
+std::vector<std::string> GpusForRanks() {
+  if (const char* const visible = std::getenv(kVisible); visible != nullptr && *visible != '\0') {
+    return absl::StrSplit(visible, ',');
+  }
+  std::vector<std::string> gpus;
+  while (std::filesystem::exists(absl::StrCat("/dev/nvidia", gpus.size()))) {
+    gpus.push_back(absl::StrCat(gpus.size()));
+  }
+  return gpus;
+}
+
 int RunTests(int argc, char** argv, const std::map<std::string, RankBody*>& bodies) {
   testing::InitGoogleTest(&argc, argv);
   const char* const body = std::getenv(kBody);
@@ -62,7 +77,8 @@ int RunTests(int argc, char** argv, const std::map<std::string, RankBody*>& bodi
   RankProcess self = {.rank = std::atoi(std::getenv(kRank)),
                       .size = std::atoi(std::getenv(kSize)),
                       .folder = folder,
-                      .rendezvous = FolderRendezvous(folder)};
+                      .rendezvous = FolderRendezvous(folder),
+                      .own_gpu = std::getenv(kOwnGpu) != nullptr};
   bodies.at(body)(self);
   return testing::UnitTest::GetInstance()->ad_hoc_test_result().Failed() ? 1 : 0;
 }
@@ -81,9 +97,14 @@ void RankProcesses::Start(const std::string& body, int rank, int size,
   settings.push_back(Setting(kRank, std::to_string(rank)));
   settings.push_back(Setting(kSize, std::to_string(size)));
   settings.push_back(Setting(kFolder, folder_));
-  // A host for every rank, and the one network that all machines have.
-  settings.push_back(Setting("NCCL_HOSTID", folder_.string() + "/" + std::to_string(rank)));
-  settings.push_back(Setting("NCCL_SOCKET_IFNAME", "lo"));
+  const std::vector<std::string> gpus = GpusForRanks();
+  if (!gpus.empty()) settings.push_back(Setting(kVisible, gpus[rank % gpus.size()]));
+  if (static_cast<size_t>(size) <= gpus.size()) {
+    settings.push_back(Setting(kOwnGpu, "1"));
+  } else {  // a host for every rank
+    settings.push_back(Setting("NCCL_HOSTID", folder_.string() + "/" + std::to_string(rank)));
+  }
+  settings.push_back(Setting("NCCL_SOCKET_IFNAME", "lo"));  // the network that all machines have
   settings.push_back(Setting("NCCL_IB_DISABLE", "1"));
   std::vector<char*> pointers;
   for (std::string& setting : settings) pointers.push_back(setting.data());

@@ -2,7 +2,8 @@
 #define CONCLAVE_WORKER_RANK_PROCESSES_H_
 
 // Tests whose ranks are processes, as NCCL wants them: this test binary once more for each rank.
-// Several of them share one GPU, on which NCCL must take them for ranks of several hosts.
+// Each sees one GPU: its own where there are enough, and NCCL takes what joins them (NVLink). Else
+// they share the GPUs, on which NCCL must take them for ranks of several hosts.
 //
 //   void Greet(RankProcess& self) { EXPECT_EQ(...); }
 //   TEST(...) {
@@ -46,11 +47,15 @@ struct RankProcess {
   int size = 0;
   std::filesystem::path folder;  // the same for all ranks, gone when the test is
   FolderRendezvous rendezvous;   // in that folder
+  bool own_gpu = false;          // no other rank is on this one's GPU
 };
 using RankBody = void(RankProcess& self);
 
 // Runs the tests, or in a rank's process its body: it succeeds when no expectation failed.
 int RunTests(int argc, char** argv, const std::map<std::string, RankBody*>& bodies);
+
+// GPUs for ranks: those of CUDA_VISIBLE_DEVICES, without it all of this machine.
+std::vector<std::string> GpusForRanks();
 
 class RankProcesses {
  public:

@@ -66,6 +66,7 @@ struct Flags {
   double drain_limit = 35;
   int threads = 0;
   int cuda_device = 0;
+  int direct_kib = 0;
   bool no_graphs = false;
   bool no_rejoin = false;
   bool probe = false;
@@ -95,6 +96,11 @@ void Declare(base::FlagSet& app, Flags& flags) {
   app.Add("--device", &flags.device, "cpu or cuda").OneOf({"cpu", "cuda"}).ShowDefault();
   app.Add("--cuda-device", &flags.cuda_device, "which GPU, as CUDA counts those it sees")
       .Range(0, 1023)
+      .ShowDefault();
+  app.Add("--direct-kib", &flags.direct_kib,
+          "cuda: blocks of up to so many KiB between two GPUs of a host are written to the other's "
+          "memory by a kernel instead of NCCL; the same for every worker")
+      .Range(0, 1 << 16)
       .ShowDefault();
   app.AddSwitch("--no-graphs", &flags.no_graphs,
                 "launch every kernel of a step by itself instead of as a CUDA graph");
@@ -231,6 +237,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const Flags& flags) {
       MakeCudaBackend({.device = flags.cuda_device,
                        .load_threads = std::min(ThreadsOf(flags), kMaxLoadThreads),
                        .record_steps = !flags.no_graphs,
+                       .direct_bytes = int64_t{1024} * flags.direct_kib,
                        .interface = flags.interface});
   if (made.ok()) return made;
   return absl::Status(made.status().code(),

@@ -57,6 +57,7 @@ class CudaOps final : public Ops {
   StepLaunch BeginStep(const StepBatch& batch) override;
   void Submit() override;
   void ForgetRecorded() override;
+  int recorded_steps() const { return graphs_->graphs(); }
   absl::Status Finish() override;
 
   // cuda_ops_attention.cc

@@ -52,6 +52,7 @@ class StepGraphs {
   absl::Status Submit(cudaStream_t stream, uint64_t launches);
   // What was kept with the graph that Submit launches. kReplay only.
   uint64_t launches() const { return current_->launches; }
+  int graphs() const { return graphs_; }
   // Destroys all graphs; none is running.
   void Clear();
   // Ends a capture that will not be submitted; nothing otherwise.

@@ -94,6 +94,7 @@ absl::Status GroupRank::Connect(const GroupRankOptions& options, void* stream,
   if (shape_.world() == 1) return absl::OkStatus();
   worker::NcclOptions nccl;
   nccl.stream = stream;
+  nccl.direct_bytes = options.direct_bytes;
   ASSIGN_OR_RETURN(world_, worker::ConnectNccl(options.epoch + "world", rank_, shape_.world(),
                                                rendezvous, nccl));
   if (shape_.tp == 1 || shape_.dp == 1) return absl::OkStatus();

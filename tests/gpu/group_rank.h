@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kernels/ops.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "model/config.h"
 #include "model/model_source.h"
 #include "model/placement.h"
@@ -36,6 +36,7 @@ struct GroupRankOptions {
   int max_sequences = 16;
   int max_tokens = 1024;     // of all sequences of a group
   bool record_steps = true;  // as of CudaOptions
+  int64_t direct_bytes = 0;  // as of NcclOptions
 };
 
 class GroupRank {
@@ -47,6 +48,9 @@ class GroupRank {
   const model::Config& config() const { return config_; }
   // Executed by all Runs.
   int64_t steps() const { return steps_; }
+  // Graphs of steps that are held.
+  int recorded() const { return ops_->recorded_steps(); }
+  void ForgetRecorded() { ops_->ForgetRecorded(); }
 
   // Runs all requests to their end, spread over the groups in turn, prompts in chunks of `chunk`;
   // every rank makes the same call. Returns those of this rank's group, in their order, on its tp
@@ -70,7 +74,7 @@ class GroupRank {
   // Graphs that ops recorded hold on to the communicators, which go last.
   std::unique_ptr<worker::Communicator> world_;
   std::unique_ptr<worker::Communicator> tp_group_;  // null where the world is the group
-  std::unique_ptr<kernels::Ops> ops_;
+  std::unique_ptr<kernels::cuda::CudaOps> ops_;
   std::optional<worker::RankWeights> weights_;
   std::unique_ptr<worker::Transformer> transformer_;
 };

@@ -67,7 +67,8 @@ class Group(Server):
             self.coordinator_flags += ["--head", f"{head}={model}/head_{head}"]
         self.coordinator_flags += [] if prefix_cache else ["--no-prefix-cache"]
         self.size = dp * tp
-        self.gpus = count_gpus()
+        self.cards = list(range(count_gpus()))
+        self.worker_flags = []
 
     def start(self, name, command, **variables):
         with open(os.path.join(self.log, f"{name}.log"), "a", encoding="utf-8") as log:
@@ -75,13 +76,18 @@ class Group(Server):
                 command, env=dict(self.environment, **variables), stdout=log, stderr=log
             )
 
+    def address_of(self, index):
+        """Where a worker's peers reach it."""
+        return "127.0.0.1"
+
     def start_worker(self, index):
         command = [os.path.join(self.binaries, "conclave-worker"), "--coordinator", self.internal]
-        command += ["--advertise-address", "127.0.0.1", "--interface", "lo", "--device", "cuda"]
-        command += ["--cuda-device", str(index % self.gpus)]
+        command += ["--advertise-address", self.address_of(index), "--interface", "lo"]
+        command += ["--device", "cuda", *self.worker_flags]
+        command += ["--cuda-device", str(self.cards[index % len(self.cards)])]
         apart = {"NCCL_HOSTID": f"rank-{index}", "NCCL_IB_DISABLE": "1"}
         self.workers[index] = self.start(
-            f"worker-{index}", command, **(apart if self.size > self.gpus else {})
+            f"worker-{index}", command, **(apart if self.size > len(self.cards) else {})
         )
 
     def __enter__(self):
