@@ -270,11 +270,12 @@ struct Measured {
 };
 
 void ExpectPredicted(const model::Config& config, const std::vector<Measured>& cases, int keys,
-                     DeviceProfile (*device)(int world), const LinkProfile& link, double limit) {
+                     DeviceProfile (*device)(int world), const LinkProfile& link, double limit,
+                     ExchangeChoice choice = ExchangeChoice::kAuto) {
   const RoutingTrace trace = DrawZipf(config, 1024, 0, 1);
   for (const auto& [shape, streams, measured] : cases) {
     const model::Placement placement = model::BalancedPlacement(config, shape.world());
-    const Simulator simulator(config, placement, shape, device(shape.world()), link);
+    const Simulator simulator(config, placement, shape, device(shape.world()), link, choice);
     SimulatedStep step = {std::vector<int>(shape.dp, streams / shape.dp), keys};
     step.rows[0] += streams % shape.dp;
     const double predicted = streams / simulator.Run(trace, 0, step).seconds;
@@ -289,10 +290,12 @@ TEST(SimulatorTest, PredictsWhatWasMeasuredOnOneAndTwoH100) {
   ASSERT_TRUE(config.ok()) << config.status();
   const std::vector<Measured> cases = {{{1, 1}, 1, 340},   {{1, 1}, 8, 1105},   {{1, 1}, 32, 2020},
                                        {{1, 1}, 64, 3007}, {{1, 1}, 128, 4664}, {{2, 1}, 1, 264},
-                                       {{2, 1}, 32, 2965}, {{2, 1}, 128, 7756}, {{2, 1}, 256, 9547},
-                                       {{1, 2}, 1, 340},   {{1, 2}, 8, 1436},   {{1, 2}, 32, 3085}};
-  ExpectPredicted(
-      *config, cases, 1100, [](int) { return H100Device(); }, NvLink(), 0.12);
+                                       {{2, 1}, 32, 2965}, {{2, 1}, 128, 7756}, {{1, 2}, 1, 340},
+                                       {{1, 2}, 8, 1436},  {{1, 2}, 32, 3085}};
+  const auto device = [](int) { return H100Device(); };
+  ExpectPredicted(*config, cases, 1100, device, NvLink(), 0.12);
+  ExpectPredicted(*config, {{{2, 1}, 256, 9547}}, 1100, device, NvLink(), 0.12,
+                  ExchangeChoice::kExact);
 }
 
 TEST(SimulatorTest, PredictsWhatWasMeasuredOnTwoCoresOverGloo) {

@@ -8,6 +8,7 @@
 #include "client/exit_code.h"
 #include "client/plan_report.h"
 #include "client/shape_flags.h"
+#include "client/shape_table.h"
 
 namespace conclave::client {
 namespace {
@@ -29,12 +30,15 @@ int Run(const Flags& flags) {
   if (const auto status = model::CheckShape(*config, *shape); !status.ok()) {
     return FailUsage(kName, std::string(status.message()));
   }
-  const auto plan = MakePlan(flags.model, *config, *shape, flags.device == "cuda" ? 2 : 4);
+  const bool cuda = flags.device == "cuda";
+  const auto plan = MakePlan(flags.model, *config, *shape, cuda ? 2 : 4);
   if (!plan.ok()) return Fail(kName, plan.status());
   if (flags.json) {
-    fmt::print("{}\n", Dump(PlanJson(*plan)));
+    Json json = PlanJson(*plan);
+    if (cuda) json["fastest"] = FastestJson(*config, shape->world());
+    fmt::print("{}\n", Dump(json));
   } else {
-    fmt::print("{}", PlanText(*plan));
+    fmt::print("{}{}", PlanText(*plan), cuda ? FastestText(*config, shape->world()) : "");
   }
   return kExitOk;
 }

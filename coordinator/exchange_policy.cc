@@ -47,12 +47,12 @@ ExchangeDecision ExchangePolicy::Decide(const std::vector<GroupRows>& groups) co
   // A GPU cuts what it pads a group's decode rows to, so a rank may have more than of the rows
   // alone.
   const int most_rows = std::max(rank_rows, RowsPerRank(model::RowBucket(group_rows)));
-  const int bucket = static_cast<int>(std::bit_ceil(static_cast<unsigned>(most_rows)));
-  return {.mode = Mode(group_rows, rank_rows, longest_chunk),
-          .bucket = std::min(bucket, RowsPerRank(max_step_tokens_))};
+  const int bucket = std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(most_rows))),
+                              RowsPerRank(max_step_tokens_));
+  return {.mode = Mode(group_rows, bucket, longest_chunk), .bucket = bucket};
 }
 
-internal::v1::ExchangeMode ExchangePolicy::Mode(int group_rows, int rank_rows,
+internal::v1::ExchangeMode ExchangePolicy::Mode(int group_rows, int bucket,
                                                 int longest_chunk) const {
   switch (choice_) {
     case ExchangeChoice::kFixed:
@@ -67,8 +67,8 @@ internal::v1::ExchangeMode ExchangePolicy::Mode(int group_rows, int rank_rows,
   if (shape_.dp == 1 && shape_.tp > 1 && group_rows <= kReplicatedRows) {
     return EXCHANGE_MODE_REPLICATED;
   }
-  if (longest_chunk > 1 || rank_rows > kFixedRows) return EXCHANGE_MODE_EXACT;
-  return EXCHANGE_MODE_FIXED;
+  const bool fixed = longest_chunk <= 1 && bucket * shape_.world() <= kFixedSlots;
+  return fixed ? EXCHANGE_MODE_FIXED : EXCHANGE_MODE_EXACT;
 }
 
 }  // namespace conclave::coordinator

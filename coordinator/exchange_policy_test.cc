@@ -17,8 +17,20 @@ ExchangePolicy Auto(int dp, int tp, int max_step_tokens = 512) {
 TEST(ExchangePolicy, DecodeUsesFixedCapacityAndPrefillExactCounts) {
   EXPECT_EQ(Auto(4, 1).Decide({{3, 1}, {0, 0}, {1, 1}, {2, 1}}).mode, EXCHANGE_MODE_FIXED);
   EXPECT_EQ(Auto(4, 1).Decide({{3, 1}, {0, 0}, {9, 7}, {2, 1}}).mode, EXCHANGE_MODE_EXACT);
-  EXPECT_EQ(Auto(4, 1).Decide({{64, 1}, {1, 1}, {1, 1}, {1, 1}}).mode, EXCHANGE_MODE_FIXED);
-  EXPECT_EQ(Auto(4, 1).Decide({{65, 1}, {1, 1}, {1, 1}, {1, 1}}).mode, EXCHANGE_MODE_EXACT);
+}
+
+TEST(ExchangePolicy, ManyRanksWithManyRowsSendNoPadding) {
+  const auto mode = [](int dp, int tp, int rows) {
+    std::vector<GroupRows> groups(dp, GroupRows{1, 1});
+    groups[0].rows = rows;
+    return Auto(dp, tp, 4096).Decide(groups).mode;
+  };
+  EXPECT_EQ(mode(4, 1, 512), EXCHANGE_MODE_FIXED);
+  EXPECT_EQ(mode(4, 1, 513), EXCHANGE_MODE_EXACT);
+  EXPECT_EQ(mode(2, 4, 1024), EXCHANGE_MODE_FIXED);
+  EXPECT_EQ(mode(2, 4, 1025), EXCHANGE_MODE_EXACT);
+  EXPECT_EQ(mode(32, 1, 64), EXCHANGE_MODE_FIXED);
+  EXPECT_EQ(mode(32, 1, 65), EXCHANGE_MODE_EXACT);
 }
 
 TEST(ExchangePolicy, OneGroupWithFewTokensKeepsItsActivationsReplicated) {
