@@ -536,17 +536,22 @@ TEST_F(EngineLoopTest, ADrainRefusesNewWorkAndWaitsForWhatIsUnderWay) {
   EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(base::RetryDelay(refused), absl::Seconds(1));
   // What belongs to a call that is under way is taken.
-  Request part = MakeRequest(sink(), 5, 5);
+  const auto rest = sink();
+  Request part = MakeRequest(rest, 5, 5);
   part.of_open_call = true;
   EXPECT_TRUE(engine_->Submit(std::move(part)).ok());
   workers_[0]->Release();
-  for (const auto& one : {running, queued}) {
+  for (const auto& one : {running, queued, rest}) {
     ASSERT_TRUE(one->WaitForEnd(kPatience));
     EXPECT_TRUE(one->outcome().status.ok()) << one->outcome().status;
   }
   EXPECT_EQ(running->tokens().size(), 30u);
   engine_->Snapshot();
-  EXPECT_EQ(reply->answers, 0) << "the call has not ended";
+  engine_->Snapshot();
+  {
+    absl::MutexLock lock(&reply->mutex);
+    EXPECT_EQ(reply->answers, 0) << "the call has not ended";
+  }
   engine_->calls().Leave();
   const auto drained = Answer(*reply);
   ASSERT_TRUE(drained.ok()) << drained.status();
@@ -646,6 +651,7 @@ TEST_F(EngineLoopTest, AWorkerThatLeavesIsReplacedAndStreamsGoOn) {
   EXPECT_EQ(spare.assignments().size(), 1u);
   const v1::GetClusterResponse report = engine_->Snapshot();
   EXPECT_EQ(report.epoch(), 2u);
+  EXPECT_GT(report.counters().preemptions(), 0u) << "they paused";
   EXPECT_EQ(report.counters().requests_failed(), 0u);
   EXPECT_EQ(report.counters().full_blocks().used(), 0u);
 }

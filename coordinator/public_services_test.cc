@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <thread>
 
@@ -29,7 +31,7 @@ class FakeEngine final : public Engine {
  public:
   absl::StatusOr<std::vector<RequestId>> SubmitForks(std::vector<Request>& requests) override {
     absl::MutexLock lock(&mutex_);
-    if (!refusal.ok()) return refusal;
+    if (!refusal.ok() && refusals-- > 0) return refusal;
     if (open_ + requests.size() > most_open) {
       return base::WithRetryDelay(absl::ResourceExhaustedError("full"), absl::Seconds(2));
     }
@@ -94,6 +96,7 @@ class FakeEngine final : public Engine {
   }
 
   absl::Status refusal;
+  int refusals = 1'000'000;
   size_t most_open = 1'000'000;
 
  private:
@@ -129,6 +132,7 @@ class PublicServicesTest : public ::testing::Test {
     builder.RegisterService(&classification_);
     builder.RegisterService(&model_service_);
     builder.RegisterService(&cluster_);
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     server_ = builder.BuildAndStart();
     channel_ = server_->InProcessChannel({});
   }
@@ -148,6 +152,7 @@ class PublicServicesTest : public ::testing::Test {
   ClassificationServiceImpl classification_{model_, engine_, executor_};
   ModelServiceImpl model_service_{model_, engine_};
   ClusterServiceImpl cluster_{engine_};
+  int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
   std::shared_ptr<grpc::Channel> channel_;
 };
@@ -239,6 +244,34 @@ TEST_F(PublicServicesTest, CallsAreCountedWhileTheyRunAndByHowTheyEnd) {
             grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(engine_.calls().ended(Method::kGenerate, 14), 1u);
   EXPECT_EQ(engine_.calls().admitted(), 0);
+}
+
+// A refusal is a status and nothing else, whatever metadata goes with it: clients may retry it, and
+// with our service config they do.
+TEST_F(PublicServicesTest, ARefusedStreamIsRetriedByTheServiceConfig) {
+  std::ifstream file("proto/conclave/v1/service_config.json");
+  const std::string config((std::istreambuf_iterator<char>(file)), {});
+  grpc::ChannelArguments arguments;
+  arguments.SetServiceConfigJSON(config);
+  const auto channel = grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port_),
+                                                 grpc::InsecureChannelCredentials(), arguments);
+  engine_.refusal = absl::UnavailableError("draining");
+  engine_.refusals = 2;
+  grpc::ClientContext context;
+  // Who asks has to wait in gRPC: it retries from there.
+  std::thread caller([&] {
+    auto reader = v1::GenerationService::NewStub(channel)->Generate(&context, Prompt({1, 2, 3}));
+    v1::GenerateResponse part;
+    EXPECT_TRUE(reader->Read(&part));
+    EXPECT_TRUE(part.has_finish());
+    const grpc::Status status = reader->Finish();
+    EXPECT_TRUE(status.ok()) << status.error_message();
+  });
+  engine_.Wait(0).sink->OnEnd(Ended(FinishReason::kLength, 3, 0));
+  caller.join();
+  EXPECT_EQ(engine_.calls().ended(Method::kGenerate, 14), 2u);
+  EXPECT_EQ(engine_.calls().ended(Method::kGenerate, 0), 1u);
+  EXPECT_EQ(Trailer(context, "x-request-id").size(), 32u);
 }
 
 // The rest of a batch that a drain finds half submitted is marked as such.

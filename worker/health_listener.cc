@@ -8,6 +8,16 @@
 #include <utility>
 
 namespace conclave::worker {
+namespace {
+
+// A worker is ready when it is alive: what it does is the coordinator's to say.
+void Publish(grpc::HealthCheckServiceInterface& health, bool alive) {
+  for (const char* service : {"", "liveness", "readiness"}) {
+    health.SetServingStatus(service, alive);
+  }
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<HealthListener>> HealthListener::Start(const std::string& address,
                                                                       std::function<bool()> alive,
@@ -31,12 +41,12 @@ absl::StatusOr<std::unique_ptr<HealthListener>> HealthListener::Start(const std:
   }
   grpc::HealthCheckServiceInterface* health = listener->server_->GetHealthCheckService();
   bool was_alive = alive();
-  health->SetServingStatus(was_alive);
+  Publish(*health, was_alive);
   listener->watcher_ = std::thread([health, was_alive, alive = std::move(alive), interval,
                                     &stopped = listener->stopped_]() mutable {
     while (!stopped.WaitForNotificationWithTimeout(interval)) {
       // Watchers hear of every call, of those too that change nothing.
-      if (alive() != was_alive) health->SetServingStatus(was_alive = !was_alive);
+      if (alive() != was_alive) Publish(*health, was_alive = !was_alive);
     }
   });
   return listener;

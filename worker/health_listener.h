@@ -20,7 +20,8 @@ namespace conclave::worker {
 class HealthListener {
  public:
   // Serves on `address` (HOST:PORT, port 0: any that is free) and asks `alive` every `interval`:
-  // SERVING while it says yes. UNAVAILABLE when the address cannot be listened on.
+  // SERVING while it says yes, under the names "", "liveness" and "readiness". UNAVAILABLE when the
+  // address cannot be listened on.
   static absl::StatusOr<std::unique_ptr<HealthListener>> Start(const std::string& address,
                                                                std::function<bool()> alive,
                                                                absl::Duration interval);

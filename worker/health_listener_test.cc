@@ -29,6 +29,13 @@ TEST(HealthListener, ServesWhileAliveAndTellsWatchersWhenNot) {
   alive = false;
   ASSERT_TRUE(watch->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING);
+  for (const char* service : {"liveness", "readiness"}) {
+    HealthCheckRequest named;
+    named.set_service(service);
+    grpc::ClientContext check;
+    EXPECT_TRUE(stub->Check(&check, named, &response).ok()) << service;
+    EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING) << service;
+  }
   alive = true;
   ASSERT_TRUE(watch->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::SERVING);

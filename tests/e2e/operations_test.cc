@@ -387,6 +387,29 @@ TEST(OperationsTest, TheLimitOfADrainCutsWhatIsLeft) {
   EXPECT_TRUE(GenerateOne(server.channel(), GreedyRequest({1, 2, 3}, 4)).ok());
 }
 
+// One that serve does not know of.
+pid_t StartWorker(const Server& server, const std::vector<std::string>& more) {
+  std::vector<std::string> command = {BinaryPath("worker/conclave-worker"),
+                                      "--coordinator",
+                                      server.internal_address(),
+                                      "--advertise-address",
+                                      "127.0.0.1",
+                                      "--interface",
+                                      "lo",
+                                      "--threads",
+                                      "1"};
+  command.insert(command.end(), more.begin(), more.end());
+  std::vector<char*> argv;
+  for (std::string& word : command) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  return pid;
+}
+
 // A spare that was started by hand takes the place of the worker that is told to stop.
 TEST(OperationsTest, AWorkerThatLeavesCostsNoStream) {
   Server server({.workers = 2, .args = {"--log-format", "json"}});
@@ -398,13 +421,7 @@ TEST(OperationsTest, AWorkerThatLeavesCostsNoStream) {
     ASSERT_TRUE(tokens.ok());
     truth.push_back(*tokens);
   }
-  const std::string worker = BinaryPath("worker/conclave-worker");
-  const pid_t spare = ::fork();
-  if (spare == 0) {
-    ::execl(worker.c_str(), worker.c_str(), "--coordinator", server.internal_address().c_str(),
-            "--advertise-address", "127.0.0.1", "--interface", "lo", "--threads", "1", nullptr);
-    ::_exit(127);
-  }
+  const pid_t spare = StartWorker(server, {});
   ASSERT_TRUE(server.WaitForLog("\"registered\":3"));
   Streams streams(server.channel(), prompts, 200);
   ASSERT_TRUE(streams.WaitStarted(8));
@@ -436,6 +453,11 @@ bool Says(const std::shared_ptr<grpc::Channel>& channel, const std::string& serv
 TEST(OperationsTest, AStoppedWorkerTurnsReadinessAndLeavesLivenessAlone) {
   Server server({.workers = 2, .args = {}});
   ASSERT_TRUE(server.WaitServing()) << server.log();
+  const std::string listen = "127.0.0.1:" + std::to_string(FreePort());
+  const pid_t other = StartWorker(server, {"--health-listen", listen});
+  const auto other_worker = grpc::CreateChannel(listen, grpc::InsecureChannelCredentials());
+  ASSERT_TRUE(server.WaitForLog("registered=3"));
+  ASSERT_TRUE(WaitUntil([&] { return Says(other_worker, "liveness"); }, absl::Seconds(10)));
   const pid_t victim = static_cast<pid_t>(server.Cluster().ranks(1).pid());
   ASSERT_EQ(::kill(victim, SIGSTOP), 0);
   const absl::Time stopped = absl::Now();
@@ -443,9 +465,14 @@ TEST(OperationsTest, AStoppedWorkerTurnsReadinessAndLeavesLivenessAlone) {
   // Eight missed heartbeats, and the round that notices.
   EXPECT_LE(absl::Now() - stopped, Scaled(absl::Seconds(6)));
   EXPECT_TRUE(Says(server.channel(), "liveness"));
-  EXPECT_EQ(::kill(victim, SIGCONT), 0);
-  EXPECT_TRUE(WaitUntil([&] { return Says(server.channel(), "readiness"); }, absl::Seconds(30)));
+  EXPECT_TRUE(Says(other_worker, "liveness"));
+  EXPECT_TRUE(WaitUntil([&] { return Says(server.channel(), "readiness"); }, absl::Seconds(30)))
+      << "the other takes its place";
   EXPECT_TRUE(Says(server.channel(), "liveness"));
+  EXPECT_TRUE(Says(other_worker, "liveness"));
+  EXPECT_EQ(::kill(victim, SIGCONT), 0);
+  ::kill(other, SIGKILL);
+  ::waitpid(other, nullptr, 0);
 }
 
 TEST(OperationsTest, InJsonEveryRequestHasALineWithItsIdAndTimes) {
