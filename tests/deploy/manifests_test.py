@@ -31,7 +31,7 @@ from manifests import (
 KUBERNETES = ("1.27.0", "1.32.0", "1.37.0")
 SCHEMAS = {"LeaderWorkerSet", "ServiceMonitor", "PrometheusRule"}
 # Made by hand: docs/deploy.md, "Secrets".
-SECRETS = {"conclave-hub"}
+SECRETS = {"conclave-internal", "conclave-hub", "conclave-tls", "conclave-api-keys"}
 PROGRAMS = {
     "conclave-coordinator": "coordinator/conclave-coordinator",
     "conclave-worker": "worker/conclave-worker",
@@ -81,7 +81,7 @@ class ManifestsTest(unittest.TestCase):
         self.assertEqual(
             overlays(),
             ["cpu-demo", "monitoring", "multi-node-lws", "multi-node-statefulset", "rdma",
-             "single-node"],
+             "single-node", "tls"],
         )  # fmt: skip
         for name in overlays():
             self.assertIn(f"`{name}`", text)

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """The rendered manifests, run: pods as processes on hosts of network namespaces (cluster.py)."""
 
+import json
 import os
+import subprocess
 import sys
 import time
 
@@ -11,6 +13,7 @@ sys.path[:0] = [HERE, os.path.join(HERE, "../network")]
 import junit
 import running
 from hosts import become_root
+from manifests import render_on
 from running import COORDINATOR, WORKERS, Streams, scratch
 
 MODEL = "demo/small_gpt_oss"
@@ -189,6 +192,55 @@ class TwoPodsTest(running.RunTest):
 
     def test_5_all_pods_at_once_stop_inside_their_grace_period(self):
         self.cluster.delete(*self.pods, f"{COORDINATOR[1]}-0")
+
+
+class TlsTest(running.RunTest):
+    """tls, on cpu-demo."""
+
+    @classmethod
+    def manifests(cls):
+        return render_on("tls", "cpu-demo")
+
+    @classmethod
+    def setUpClass(cls):
+        folder = scratch()
+        cls.ca, key, cls.key_file = (os.path.join(folder, n) for n in ("tls.crt", "tls.key", "api-key"))
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+             "-nodes", "-days", "2", "-subj", "/CN=conclave", "-addext", "subjectAltName=DNS:conclave",
+             "-keyout", key, "-out", cls.ca],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        token = "0123456789abcdef" * 3
+        with open(cls.key_file, "w", encoding="utf-8") as file:
+            file.write(token + "\n")
+        cls.secrets = dict(running.SECRETS)
+        cls.secrets["conclave-tls"] = {"tls.crt": read(cls.ca), "tls.key": read(key)}
+        cls.secrets["conclave-api-keys"] = {"api-keys": f"tests {token}\n"}
+        cls.client_flags = ("--tls-ca", cls.ca, "--api-key-file", cls.key_file)
+        super().setUpClass()
+
+    def test_1_only_who_has_a_key_and_speaks_tls_is_served(self):
+        self.cluster.scale(*COORDINATOR)
+        self.cluster.scale(*WORKERS)
+        self.all_ready()
+        self.expect_answers()
+        for flags, code in (
+            (("--tls-ca", self.ca), "UNAUTHENTICATED"),
+            (("--api-key-file", self.key_file, "--tls"), "UNAVAILABLE"),  # of no known authority
+            ((), "UNAVAILABLE"),
+        ):
+            with self.subTest(flags=flags):
+                exit_code, _, error = self.ask("status", "--timeout", "5", flags=flags)
+                self.assertEqual(exit_code, 1)
+                self.assertIn(code, error)
+
+    def test_2_inside_of_the_pod_neither_is_needed(self):
+        code, out = self.coordinator().exec(
+            "conclave", "status", "--server", "unix:/tmp/control", "--json"
+        )
+        self.assertEqual(code, 0)
+        self.assertEqual(json.loads(out)["state"], "READY")
 
 
 def read(path):
