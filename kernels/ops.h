@@ -179,6 +179,9 @@ struct DispatchTables {
 
 inline constexpr int kMaxLogprobs = 20;
 
+inline constexpr int kMaxReads = 4;
+inline constexpr int kMaxStepsAhead = 2;
+
 // Outputs of Sample, device memory.
 struct SampleOutput {
   Tensor tokens;        // i32 [n, 1]
@@ -242,6 +245,14 @@ class Ops {
   virtual void Attention(const KvLayer& layer, const VectorWeight& sinks, Tensor qkv,
                          Tensor out) = 0;
 
+  // RopeAndCacheWrite and Attention in one, where nothing stands between them. Leaves qkv rotated
+  // or not.
+  virtual void RotateAndAttend(const KvLayer& layer, const VectorWeight& sinks, Tensor qkv,
+                               Tensor out) {
+    RopeAndCacheWrite(layer, qkv);
+    Attention(layer, sinks, qkv, out);
+  }
+
   // partial [T, H], this rank's share of the output projection, in partial_dtype(). CPU: float32
   // within one KV head's columns, float64 across, so that any split over tp gives the same sum.
   virtual void OutputProjection(const AttentionWeights& weights, Tensor attention,
@@ -266,6 +277,14 @@ class Ops {
 
   // x += partial, rounded once.
   virtual void AddResidual(Tensor partial, Tensor x) = 0;
+
+  // ExpertDown and AddResidual in one, where no collective stands between them. Leaves `partial`
+  // written or not.
+  virtual void ExpertDownResidual(const ExpertWeights& experts, const ExpertTokens& tokens,
+                                  Tensor activations, Tensor partial, Tensor x) {
+    ExpertDown(experts, tokens, activations, partial);
+    AddResidual(partial, x);
+  }
 
   // Fills, for each destination d, slot block d of `send` (block_slots slots apart: one header,
   // then the copies in ascending row) with one copy of every row that has an expert there, ids of
@@ -314,6 +333,19 @@ class Ops {
 
   // Waits for the step and returns its first failure.
   virtual absl::Status Finish() = 0;
+
+  // --- Steps in advance: where this is true, a step may begin before the one before has ended. ---
+
+  virtual bool runs_ahead() const { return false; }
+
+  // After Submit, in place of Read and Finish: enqueues the copies of `sources`, at most
+  // kMaxReads small tensors. Up to kMaxStepsAhead such steps may be unfinished.
+  virtual void StartReads(std::span<const Tensor> /*sources*/) {}
+  // Of the oldest unfinished step: whether it has ended.
+  virtual bool ReadsDone() { return true; }
+  // Waits for the oldest unfinished step; copies what StartReads named to `hosts`, one for each
+  // source, and returns the first failure.
+  virtual absl::Status FinishReads(std::span<void* const> /*hosts*/) { return Finish(); }
 };
 
 struct CpuOptions {

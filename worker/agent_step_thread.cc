@@ -8,12 +8,16 @@
 #include "base/clock.h"
 #include "base/logging.h"
 #include "base/one_line.h"
+#include "kernels/ops.h"
 
 namespace conclave::worker {
 namespace {
 
 // Loading reports at most this often, so that a slow coordinator does not slow it down.
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
+
+// Between two looks at whether a started step has ended, when there is no plan to start meanwhile.
+constexpr absl::Duration kLook = absl::Microseconds(10);
 
 }  // namespace
 
@@ -66,32 +70,52 @@ void StepThread::Post(Task task) {
 
 void StepThread::Run() {
   for (;;) {
-    Task task;
-    {
-      absl::MutexLock lock(&mutex_);
-      busy_ = false;
-      mutex_.Await(absl::Condition(this, &StepThread::HasWork));
-      if (queue_.empty()) return;
-      task = std::move(queue_.front());
-      queue_.pop_front();
-      busy_ = true;
+    while (started_.size() == kernels::kMaxStepsAhead ||
+           (!started_.empty() && runtime_.Finished())) {
+      FinishOldest();
     }
-    switch (task.kind) {
-      case Task::Kind::kBegin:
-        CONCLAVE_CHECK(!epoch_.has_value());
-        epoch_ = std::move(task.begin);
-        RunBegin();
-        break;
-      case Task::Kind::kPlan:
-        RunPlan(*task.plan);
-        break;
-      case Task::Kind::kEnd:
-        RunEnd(task.continues);
-        break;
-      case Task::Kind::kStats:
-        PublishStats();
-        break;
+    std::optional<Task> task = Next();
+    if (task.has_value()) {
+      Execute(*std::move(task));
+    } else if (started_.empty()) {
+      return;
     }
+  }
+}
+
+std::optional<StepThread::Task> StepThread::Next() {
+  absl::MutexLock lock(&mutex_);
+  const absl::Condition has_work(this, &StepThread::HasWork);
+  if (started_.empty()) {
+    busy_ = false;
+    mutex_.Await(has_work);
+  } else {
+    mutex_.AwaitWithTimeout(has_work, kLook);
+  }
+  if (queue_.empty()) return std::nullopt;
+  std::optional<Task> task = std::move(queue_.front());
+  queue_.pop_front();
+  busy_ = true;
+  return task;
+}
+
+void StepThread::Execute(Task task) {
+  switch (task.kind) {
+    case Task::Kind::kBegin:
+      CONCLAVE_CHECK(!epoch_.has_value());
+      epoch_ = std::move(task.begin);
+      RunBegin();
+      break;
+    case Task::Kind::kPlan:
+      RunPlan(*task.plan);
+      break;
+    case Task::Kind::kEnd:
+      RunEnd(task.continues);
+      break;
+    case Task::Kind::kStats:
+      FinishAll();
+      PublishStats();
+      break;
   }
 }
 
@@ -132,16 +156,38 @@ void StepThread::RunPlan(const internal::v1::StepPlan& plan) {
         fmt::format("got step plan {} where {} is next", plan.step(), next_step_)));
   }
   ++next_step_;
-  absl::StatusOr<internal::v1::StepResult> result = runtime_.Step(plan);
+  const PlanId id = {plan.epoch(), plan.step()};
+  const absl::StatusOr<bool> started = runtime_.Start(plan);
+  if (!started.ok()) return SendFault(started.status());
+  if (*started) {
+    started_.push_back(id);
+    return;
+  }
+  FinishAll();
+  if (!faulted_) Answer(id, runtime_.Step(plan));
+}
+
+void StepThread::FinishOldest() {
+  const PlanId plan = started_.front();
+  started_.pop_front();
+  Answer(plan, runtime_.Finish());
+}
+
+void StepThread::FinishAll() {
+  while (!started_.empty()) FinishOldest();
+}
+
+void StepThread::Answer(const PlanId& plan, absl::StatusOr<internal::v1::StepResult> result) {
   if (!result.ok()) return SendFault(result.status());
   internal::v1::WorkerMessage message;
   *message.mutable_step_result() = *std::move(result);
-  message.mutable_step_result()->set_epoch(plan.epoch());
-  message.mutable_step_result()->set_step(plan.step());
+  message.mutable_step_result()->set_epoch(plan.epoch);
+  message.mutable_step_result()->set_step(plan.step);
   epoch_->send(message);
 }
 
 void StepThread::RunEnd(bool continues) {
+  started_.clear();
   runtime_.End(continues);
   epoch_.reset();
   PublishStats();
@@ -149,6 +195,7 @@ void StepThread::RunEnd(bool continues) {
 
 void StepThread::SendFault(const absl::Status& status) {
   faulted_ = true;
+  started_.clear();
   base::Log().warn("event=fault epoch={} rank={} error=\"{}\"", epoch_->assignment.epoch(),
                    epoch_->assignment.rank(), status.ToString());
   internal::v1::WorkerMessage message;

@@ -60,10 +60,22 @@ class StepThread {
     bool continues = false;                                     // kEnd
   };
 
+  struct PlanId {
+    uint64_t epoch;
+    uint64_t step;
+  };
+
   void Post(Task task);
   void Run();
+  // The next task. Waits for one, but not long while results are due; nullopt: none in that time.
+  std::optional<Task> Next();
+  void Execute(Task task);
   void RunBegin();
   void RunPlan(const internal::v1::StepPlan& plan);
+  // Answers the oldest plan that was started.
+  void FinishOldest();
+  void FinishAll();
+  void Answer(const PlanId& plan, absl::StatusOr<internal::v1::StepResult> result);
   void RunEnd(bool continues);
   void SendFault(const absl::Status& status);
   void PublishStats();
@@ -87,6 +99,7 @@ class StepThread {
   std::optional<EpochTask> epoch_;
   uint64_t next_step_ = 0;
   bool faulted_ = false;
+  std::deque<PlanId> started_;  // their results are due, in this order
 
   std::thread thread_;  // last: runs with all of the above
 };

@@ -96,6 +96,38 @@ TEST_F(WorkerAgentTest, RegistersOnceAndSendsHeartbeatsWithTheStatisticsOfTheLas
   EXPECT_TRUE(agent_->Alive(absl::ZeroDuration()));
 }
 
+TEST_F(WorkerAgentTest, PlansStartBeforeTheOneBeforeHasEndedAndAreAnsweredInOrder) {
+  // Nothing ends by itself before the last: the results of the others come because two plans may be
+  // started at once, and because a plan that must run alone waits for both.
+  runtime_.starts = [](uint64_t step) { return step != 3; };
+  runtime_.has_ended = [](uint64_t step) { return step == 4; };
+  AgentOptions options = Options(coordinator_);
+  options.heartbeat_interval = absl::Hours(1);  // statistics would wait for results, too
+  Start(std::move(options));
+  coordinator_.Assign(1, 0);
+  ExpectReady(1);
+  for (uint64_t step = 0; step < 5; ++step) coordinator_.Plan(1, step);
+  for (uint64_t step = 0; step < 5; ++step) ExpectResult(1, step);
+  agent_->Stop();
+  EXPECT_EQ(Join(), absl::OkStatus());
+  EXPECT_THAT(runtime_.calls,
+              testing::ElementsAre("start 0", "start 1", "finish 0", "start 2", "finish 1",
+                                   "finish 2", "step 3", "start 4", "finish 4"));
+}
+
+TEST_F(WorkerAgentTest, AnEpochThatEndsForgetsWhatWasStarted) {
+  runtime_.starts = [](uint64_t) { return true; };
+  runtime_.has_ended = [](uint64_t) { return false; };
+  AgentOptions options = Options(coordinator_);
+  options.heartbeat_interval = absl::Hours(1);
+  Start(std::move(options));
+  coordinator_.Assign(1, 0);
+  ExpectReady(1);
+  coordinator_.Plan(1, 0);
+  coordinator_.Assign(2, 0);
+  ExpectReady(2);
+}
+
 TEST_F(WorkerAgentTest, AnAssignmentThatContinuesEndsTheEpochBeforeItKeepingItsSequences) {
   Start();
   coordinator_.Assign(1, 0);

@@ -8,11 +8,13 @@
 #include <grpcpp/server_builder.h>
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/synchronization/mutex.h"
 #include "base/mailbox.h"
@@ -146,6 +148,11 @@ class FakeRuntime final : public RankRuntime {
   std::function<absl::Status(const internal::v1::Assignment&, Rendezvous&, const Progress&)>
       on_begin;
   std::function<absl::Status(const internal::v1::StepPlan&)> on_step;
+  // Whether Start takes a plan, and whether the oldest one that it took has ended; none are taken
+  // without it.
+  std::function<bool(uint64_t step)> starts;
+  std::function<bool(uint64_t step)> has_ended;
+  std::vector<std::string> calls;  // of Start where it took the plan, Finish and Step: "start 0"
 
   absl::StatusOr<internal::v1::Ready> Begin(Generation generation,
                                             const internal::v1::Assignment& assignment,
@@ -169,10 +176,19 @@ class FakeRuntime final : public RankRuntime {
       absl::Status status = on_step(plan);
       if (!status.ok()) return status;
     }
-    ++steps_;
-    internal::v1::StepResult result;
-    result.set_step_ns(1000 + plan.step());
-    return result;
+    return Result("step", plan.step());
+  }
+  absl::StatusOr<bool> Start(const internal::v1::StepPlan& plan) override {
+    if (!starts || !starts(plan.step())) return false;
+    calls.push_back("start " + std::to_string(plan.step()));
+    started_.push_back(plan.step());
+    return true;
+  }
+  bool Finished() override { return has_ended(started_.front()); }
+  absl::StatusOr<internal::v1::StepResult> Finish() override {
+    const uint64_t step = started_.front();
+    started_.pop_front();
+    return Result("finish", step);
   }
   internal::v1::RankStats Stats() override {
     internal::v1::RankStats stats;
@@ -199,6 +215,15 @@ class FakeRuntime final : public RankRuntime {
 
  private:
   bool Aborted() const { return aborted_ >= generation_; }
+  internal::v1::StepResult Result(const std::string& call, uint64_t step) {
+    calls.push_back(call + " " + std::to_string(step));
+    ++steps_;
+    internal::v1::StepResult result;
+    result.set_step_ns(1000 + step);
+    return result;
+  }
+
+  std::deque<uint64_t> started_;
 
   absl::Mutex mutex_;  // guards both below
   Generation generation_ = 0;

@@ -113,6 +113,11 @@ std::vector<Number> Since(const std::vector<Number>& before, std::vector<Number>
   return totals;
 }
 
+int BucketOf(const internal::v1::StepPlan& plan) {
+  return static_cast<int>(
+      std::min<uint32_t>(plan.bucket(), static_cast<uint32_t>(std::numeric_limits<int>::max())));
+}
+
 class ModelRuntime final : public RankRuntime {
  public:
   ModelRuntime(Backend& backend, ModelRuntimeOptions options)
@@ -123,6 +128,9 @@ class ModelRuntime final : public RankRuntime {
                                             Rendezvous& rendezvous,
                                             const Progress& progress) override;
   absl::StatusOr<internal::v1::StepResult> Step(const internal::v1::StepPlan& plan) override;
+  absl::StatusOr<bool> Start(const internal::v1::StepPlan& plan) override;
+  bool Finished() override { return transformer_->Finished(); }
+  absl::StatusOr<internal::v1::StepResult> Finish() override;
   internal::v1::RankStats Stats() override;
   void End(bool continues) override;
   void Abort(Generation generation) override;
@@ -142,6 +150,8 @@ class ModelRuntime final : public RankRuntime {
   absl::Status WarmUp(const internal::v1::Assignment& assignment,
                       const model::ParallelShape& shape);
   void NoteTotals();
+  absl::StatusOr<ResolvedStep> Apply(const internal::v1::StepPlan& plan);
+  internal::v1::StepResult Counted(const StepOutput& output);
   bool Aborted() const { return aborted_.load() >= generation_; }
 
   Backend& backend_;
@@ -154,6 +164,7 @@ class ModelRuntime final : public RankRuntime {
   bool allow_forced_ = false;
   std::unique_ptr<Transformer> transformer_;
   std::optional<SequenceTable> table_;
+  std::optional<ResolvedStep> applied_;  // of the plan that Start left to Step
   int64_t step_ns_ = 0;
   int64_t exchange_ns_ = 0;
   int64_t wait_ns_ = 0;
@@ -364,16 +375,41 @@ absl::StatusOr<int64_t> ModelRuntime::Load(const internal::v1::Assignment& assig
   return resident_->weights->bytes;
 }
 
-absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::StepPlan& plan) {
+absl::StatusOr<ResolvedStep> ModelRuntime::Apply(const internal::v1::StepPlan& plan) {
   if (Aborted()) return absl::UnavailableError("the epoch has ended");
   for (const internal::v1::NewSequence& sequence : plan.new_sequences()) {
     if (sequence.forced_expert_ids().empty() || allow_forced_) continue;
     return absl::InternalError("the plan forces expert ids, which the assignment does not allow");
   }
-  ASSIGN_OR_RETURN(const ResolvedStep step, table_->Apply(plan));
-  const auto bucket = static_cast<int>(
-      std::min<uint32_t>(plan.bucket(), static_cast<uint32_t>(std::numeric_limits<int>::max())));
-  ASSIGN_OR_RETURN(const StepOutput output, transformer_->Step(step, plan.exchange_mode(), bucket));
+  return table_->Apply(plan);
+}
+
+absl::StatusOr<internal::v1::StepResult> ModelRuntime::Step(const internal::v1::StepPlan& plan) {
+  if (!applied_.has_value()) {
+    ASSIGN_OR_RETURN(applied_, Apply(plan));
+  }
+  const ResolvedStep step = *std::exchange(applied_, std::nullopt);
+  ASSIGN_OR_RETURN(const StepOutput output,
+                   transformer_->Step(step, plan.exchange_mode(), BucketOf(plan)));
+  return Counted(output);
+}
+
+absl::StatusOr<bool> ModelRuntime::Start(const internal::v1::StepPlan& plan) {
+  ASSIGN_OR_RETURN(ResolvedStep step, Apply(plan));
+  if (!transformer_->RunsAhead(step)) {
+    applied_ = std::move(step);
+    return false;
+  }
+  RETURN_IF_ERROR(transformer_->Start(std::move(step), plan.exchange_mode(), BucketOf(plan)));
+  return true;
+}
+
+absl::StatusOr<internal::v1::StepResult> ModelRuntime::Finish() {
+  ASSIGN_OR_RETURN(const StepOutput output, transformer_->Finish());
+  return Counted(output);
+}
+
+internal::v1::StepResult ModelRuntime::Counted(const StepOutput& output) {
   step_ns_ += output.step_ns;
   exchange_ns_ += output.exchange_ns;
   wait_ns_ += output.wait_ns;
@@ -403,6 +439,7 @@ internal::v1::RankStats ModelRuntime::Stats() {
 }
 
 void ModelRuntime::End(bool continues) {
+  applied_.reset();
   // Recorded steps hold the buffers of the transformer and of the communicators.
   if (resident_ != nullptr) resident_->ops->ForgetRecorded();
   if (!continues) Forget();

@@ -38,6 +38,16 @@ class RankRuntime {
   // the epoch cannot go on.
   virtual absl::StatusOr<internal::v1::StepResult> Step(const internal::v1::StepPlan& plan) = 0;
 
+  // As Step, but the plan is only enqueued: its result is due from Finish. False: nothing was done,
+  // the plan is to be given to Step once every started one is finished. At most
+  // kernels::kMaxStepsAhead may be started and not finished. After an error the epoch cannot go on.
+  virtual absl::StatusOr<bool> Start(const internal::v1::StepPlan& /*plan*/) { return false; }
+  // Of the oldest started plan: whether Finish would not wait.
+  virtual bool Finished() { return true; }
+  virtual absl::StatusOr<internal::v1::StepResult> Finish() {
+    return absl::FailedPreconditionError("no plan was started");
+  }
+
   // Totals since Begin, and what is allocated now. May wait for the device.
   virtual internal::v1::RankStats Stats() = 0;
 

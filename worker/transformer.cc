@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <string_view>
 #include <tuple>
@@ -69,6 +70,10 @@ class RankTransformer final : public Transformer {
 
   absl::StatusOr<StepOutput> Step(const ResolvedStep& step, internal::v1::ExchangeMode mode,
                                   int bucket) override;
+  bool RunsAhead(const ResolvedStep& step) const override;
+  absl::Status Start(ResolvedStep step, internal::v1::ExchangeMode mode, int bucket) override;
+  bool Finished() override { return ops_.ReadsDone(); }
+  absl::StatusOr<StepOutput> Finish() override;
   absl::StatusOr<Trace> TraceStep(const ResolvedStep& step,
                                   std::span<const std::vector<float>> layer_inputs) override;
   absl::Status Regroup(Communicator* world, Communicator* tp_group) override;
@@ -88,6 +93,13 @@ class RankTransformer final : public Transformer {
   absl::Status CheckRows(const ResolvedStep& step) const;
   absl::StatusOr<Pass> PlanPass(int rows, internal::v1::ExchangeMode mode, int bucket) const;
 
+  // What Enqueue made of a step.
+  struct Enqueued {
+    StepKey key;
+    kernels::StepLaunch launch;
+  };
+  absl::StatusOr<Enqueued> Enqueue(const ResolvedStep& step, internal::v1::ExchangeMode mode,
+                                   int bucket);
   absl::Status Forward(const ResolvedStep& step, const Pass& pass, Observed* observed);
   absl::Status Embedding(const Pass& pass);
   absl::StatusOr<Tensor> Attention(int layer, const Pass& pass);
@@ -109,6 +121,11 @@ class RankTransformer final : public Transformer {
   std::vector<float> ReadActivations(Tensor activations);
   void WriteActivations(std::span<const float> values, Tensor activations);
 
+  struct Started {
+    ResolvedStep step;
+    SteadyClock::time_point start;
+  };
+
   const model::Config& config_;
   const RankWeights& weights_;
   const model::Placement& placement_;
@@ -128,6 +145,9 @@ class RankTransformer final : public Transformer {
   Tensor load_;  // u8 [layers x local experts, 8]: u64 totals, device memory
   std::vector<kernels::Buffer> load_memory_;
   std::vector<int64_t> load_offset_;  // [layers] first row of load_
+
+  std::deque<Started> started_;
+  SteadyClock::time_point last_finish_;
 
   ExchangeStats stats_;
   // Bytes to each rank, [world]: of all calls until the end of the last step; of the calls of a
@@ -190,6 +210,7 @@ absl::Status RankTransformer::Regroup(Communicator* world, Communicator* tp_grou
   RETURN_IF_ERROR(MakeExchanges());
   WriteLocalIndices();
   RETURN_IF_ERROR(MakeLoadTotals());
+  started_.clear();
   stats_ = {};
   return absl::OkStatus();
 }
@@ -314,8 +335,7 @@ absl::StatusOr<Tensor> RankTransformer::Attention(int layer, const Pass& pass) {
   const Tensor attention = buffers_.attention.Rows(0, pass.rows);
   const Tensor partial = buffers_.o_partial.Rows(0, pass.rows);
   ops_.NormQkv(weights, x, qkv);
-  ops_.RopeAndCacheWrite(cache, qkv);
-  ops_.Attention(cache, weights.sinks, qkv, attention);
+  ops_.RotateAndAttend(cache, weights.sinks, qkv, attention);
   ops_.OutputProjection(weights, attention, partial);
   if (group_ == nullptr || pass.rows == 0) return partial;
   if (!pass.partitioned) {
@@ -362,11 +382,16 @@ absl::Status RankTransformer::OwnExperts(int layer, const Pass& pass, Tensor nor
   tokens.weights = buffers_.routing.weights.as<std::byte>();
   tokens.weights_stride = k * kernels::SizeOf(kernels::DType::kF32);
   tokens.local_index = local_index_.Rows(layer, 1).as<int32_t>();
-  ComputeExperts(layer, tokens);
   const Tensor sum = buffers_.expert_sum.Rows(0, pass.rows);
-  if (pass.path == ExpertPath::kReplicated && pass.rows > 0) {
-    RETURN_IF_ERROR(group_->AllReduceSum(sum));
+  if (pass.path == ExpertPath::kLocal) {
+    tokens.load = load_.as<uint64_t>() + load_offset_[layer];
+    const kernels::ExpertWeights& experts = *weights_.layers[layer].experts;
+    ops_.ExpertGateUp(experts, tokens, buffers_.expert_hidden);
+    ops_.ExpertDownResidual(experts, tokens, buffers_.expert_hidden, sum, x);
+    return absl::OkStatus();
   }
+  ComputeExperts(layer, tokens);
+  if (pass.rows > 0) RETURN_IF_ERROR(group_->AllReduceSum(sum));
   ops_.AddResidual(sum, x);
   return absl::OkStatus();
 }
@@ -386,9 +411,9 @@ void RankTransformer::ComputeExperts(int layer, kernels::ExpertTokens tokens) {
   ops_.ExpertDown(experts, tokens, buffers_.expert_hidden, buffers_.expert_sum);
 }
 
-absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
-                                                 internal::v1::ExchangeMode mode, int bucket) {
-  const SteadyClock::time_point start = SteadyClock::now();
+absl::StatusOr<RankTransformer::Enqueued> RankTransformer::Enqueue(const ResolvedStep& step,
+                                                                   internal::v1::ExchangeMode mode,
+                                                                   int bucket) {
   RETURN_IF_ERROR(CheckRows(step));
   kernels::StepBatch batch = step.batch();
   const int logprobs = MaxLogprobs(batch.sample_params);
@@ -412,6 +437,50 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
     NoteStepBytes(key);
   }
   ops_.Submit();
+  return Enqueued{key, launch};
+}
+
+bool RankTransformer::RunsAhead(const ResolvedStep& step) const {
+  return ops_.runs_ahead() && world_ == nullptr && step.forced.empty() && step.head_reads.empty() &&
+         step.target_reads.empty();
+}
+
+absl::Status RankTransformer::Start(ResolvedStep step, internal::v1::ExchangeMode mode,
+                                    int bucket) {
+  CONCLAVE_CHECK(RunsAhead(step) && started_.size() < kernels::kMaxStepsAhead);
+  const SteadyClock::time_point start = SteadyClock::now();
+  const absl::StatusOr<Enqueued> enqueued = Enqueue(step, mode, bucket);
+  if (!enqueued.ok()) {
+    started_.clear();
+    return enqueued.status();
+  }
+  output_->StartSampled(step);
+  started_.push_back({std::move(step), start});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepOutput> RankTransformer::Finish() {
+  CONCLAVE_CHECK(!started_.empty());
+  const Started oldest = std::move(started_.front());
+  started_.pop_front();
+  absl::StatusOr<std::vector<SampledToken>> sampled = output_->FinishSampled(oldest.step);
+  if (!sampled.ok()) {
+    started_.clear();
+    return sampled.status();
+  }
+  StepOutput out;
+  out.sampled = *std::move(sampled);
+  // The device began with it when the step before had ended.
+  out.step_ns = static_cast<int64_t>(SecondsSince(std::max(oldest.start, last_finish_)) * 1e9);
+  last_finish_ = SteadyClock::now();
+  return out;
+}
+
+absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
+                                                 internal::v1::ExchangeMode mode, int bucket) {
+  const SteadyClock::time_point start = SteadyClock::now();
+  ASSIGN_OR_RETURN(const Enqueued enqueued, Enqueue(step, mode, bucket));
+  const Tensor x = buffers_.x.Rows(0, enqueued.launch.rows);
   StepOutput out;
   const bool report = options_.shape.tp_rank(options_.rank) == 0;
   if (report) {
@@ -429,7 +498,7 @@ absl::StatusOr<StepOutput> RankTransformer::Step(const ResolvedStep& step,
   if (group_ != nullptr) RETURN_IF_ERROR(group_->Check());
   const double seconds_before = stats_.seconds;
   const double waited_before = stats_.wait_seconds;
-  UpdateStats(key, launch.replayed);
+  UpdateStats(enqueued.key, enqueued.launch.replayed);
   out.step_ns = static_cast<int64_t>(SecondsSince(start) * 1e9);
   out.exchange_ns = static_cast<int64_t>((stats_.seconds - seconds_before) * 1e9);
   out.wait_ns = static_cast<int64_t>((stats_.wait_seconds - waited_before) * 1e9);

@@ -74,6 +74,15 @@ class Transformer {
   virtual absl::StatusOr<StepOutput> Step(const ResolvedStep& step, internal::v1::ExchangeMode mode,
                                           int bucket) = 0;
 
+  // Step in two parts, so that a step is enqueued before the one before has ended: for steps that
+  // RunsAhead allows. Up to kernels::kMaxStepsAhead may be started and not finished; before Step
+  // they must be finished. After an error all of them are lost.
+  virtual bool RunsAhead(const ResolvedStep& step) const = 0;
+  virtual absl::Status Start(ResolvedStep step, internal::v1::ExchangeMode mode, int bucket) = 0;
+  // Of the oldest: whether Finish would not wait.
+  virtual bool Finished() = 0;
+  virtual absl::StatusOr<StepOutput> Finish() = 0;
+
   // For tests and offline use: as Step, and additionally the logits f32 [rows, V] of every row; the
   // residual stream after the embedding and each layer, then the final-normed hidden state,
   // [layers + 2][rows, H]; what each layer's router read and chose. World = 1 only.

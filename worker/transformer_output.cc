@@ -139,32 +139,67 @@ absl::Status TransformerOutput::GatherLogprobs(const kernels::SampleOutput& tile
   return group_->AllGatherRows(tile.top_logprobs, row_begin);
 }
 
-std::vector<SampledToken> TransformerOutput::ReadSampled(const ResolvedStep& step) {
-  const int64_t rows = static_cast<int64_t>(step.sample_rows.size());
-  std::vector<SampledToken> out(rows);
-  if (rows == 0) return out;
+// What a step's samples bring to the host: `sources[i]` goes to `places[i]`.
+struct TransformerOutput::HostSampled {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
+  std::vector<int32_t> top_tokens;
+  std::vector<float> top_logprobs;
+  std::vector<kernels::Tensor> sources;
+  std::vector<void*> places;
+};
+
+TransformerOutput::HostSampled TransformerOutput::RoomFor(const ResolvedStep& step) const {
+  HostSampled host;
+  const auto rows = static_cast<int64_t>(step.sample_rows.size());
+  if (rows == 0) return host;
   const int logprobs = MaxLogprobs(step.sample_params);
-  std::vector<int32_t> tokens(rows);
-  std::vector<float> token_logprobs(rows);
-  std::vector<int32_t> top_tokens(rows * kernels::kMaxLogprobs);
-  std::vector<float> top_logprobs(rows * kernels::kMaxLogprobs);
   const kernels::SampleOutput source = OutputRows(sampled_, 0, rows);
-  ops_->Read(source.tokens, tokens.data());
-  if (logprobs >= 0) ops_->Read(source.logprobs, token_logprobs.data());
+  const auto add = [&](kernels::Tensor from, auto& to) {
+    to.resize(from.rows * from.cols);
+    host.sources.push_back(from);
+    host.places.push_back(to.data());
+  };
+  add(source.tokens, host.tokens);
+  if (logprobs >= 0) add(source.logprobs, host.logprobs);
   if (logprobs > 0) {
-    ops_->Read(source.top_tokens, top_tokens.data());
-    ops_->Read(source.top_logprobs, top_logprobs.data());
+    add(source.top_tokens, host.top_tokens);
+    add(source.top_logprobs, host.top_logprobs);
   }
+  return host;
+}
+
+std::vector<SampledToken> TransformerOutput::ReadSampled(const ResolvedStep& step) {
+  const HostSampled host = RoomFor(step);
+  for (size_t i = 0; i < host.sources.size(); ++i) ops_->Read(host.sources[i], host.places[i]);
+  return Assemble(step, host);
+}
+
+void TransformerOutput::StartSampled(const ResolvedStep& step) {
+  ops_->StartReads(RoomFor(step).sources);
+}
+
+absl::StatusOr<std::vector<SampledToken>> TransformerOutput::FinishSampled(
+    const ResolvedStep& step) {
+  const HostSampled host = RoomFor(step);
+  RETURN_IF_ERROR(ops_->FinishReads(host.places));
+  return Assemble(step, host);
+}
+
+std::vector<SampledToken> TransformerOutput::Assemble(const ResolvedStep& step,
+                                                      const HostSampled& host) const {
+  const auto rows = static_cast<int64_t>(step.sample_rows.size());
+  std::vector<SampledToken> out(rows);
   for (int64_t row = 0; row < rows; ++row) {
     const kernels::SampleParams& params = step.sample_params[row];
     SampledToken& sampled = out[row];
     sampled.slot = step.sample_slots[row];
     sampled.position = params.position;
-    sampled.token = tokens[row];
-    if (params.logprobs >= 0) sampled.logprob = token_logprobs[row];
+    sampled.token = host.tokens[row];
+    if (params.logprobs >= 0) sampled.logprob = host.logprobs[row];
     for (int i = 0; i < std::min(params.logprobs, config_->vocab_size); ++i) {
       const int64_t at = row * kernels::kMaxLogprobs + i;
-      sampled.top.emplace_back(top_tokens[at], top_logprobs[at]);
+      sampled.top.emplace_back(host.top_tokens[at], host.top_logprobs[at]);
     }
   }
   return out;

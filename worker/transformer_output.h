@@ -69,6 +69,10 @@ class TransformerOutput {
   // What Sample drew. Waits for the device.
   std::vector<SampledToken> ReadSampled(const ResolvedStep& step);
 
+  // The same in two parts, between which other steps may be enqueued (Ops::StartReads).
+  void StartSampled(const ResolvedStep& step);
+  absl::StatusOr<std::vector<SampledToken>> FinishSampled(const ResolvedStep& step);
+
   // The heads that `step` reads. Waits for the device.
   std::vector<HeadOutput> ReadHeads(const ResolvedStep& step, kernels::Tensor x);
 
@@ -98,6 +102,9 @@ class TransformerOutput {
   absl::Status TargetTile(kernels::Tensor x, std::span<const int32_t> rows,
                           std::span<const int32_t> targets, int top);
   void AppendTargets(int rows, TargetOutput& out);
+  struct HostSampled;
+  HostSampled RoomFor(const ResolvedStep& step) const;
+  std::vector<SampledToken> Assemble(const ResolvedStep& step, const HostSampled& host) const;
 
   const model::Config* config_;
   const RankWeights* weights_;

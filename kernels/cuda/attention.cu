@@ -55,6 +55,20 @@ AttentionWorkspace Carve(const AttentionShape& shape, int max_rows, int max_runs
   return out;
 }
 
+AttentionParams ParamsOf(const AttentionShape& shape, const StepView& view, const KvPages& cache,
+                         const __nv_bfloat16* sinks, const __nv_bfloat16* qkv, __nv_bfloat16* out,
+                         const AttentionWorkspace& workspace) {
+  return {.view = view,
+          .shape = shape,
+          .cache = cache,
+          .sinks = sinks,
+          .qkv = qkv,
+          .out = out,
+          .workspace = workspace,
+          .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
+          .angles = nullptr};
+}
+
 }  // namespace
 
 int64_t AttentionWorkspaceBytes(const AttentionShape& shape, int max_rows, int max_runs) {
@@ -78,19 +92,27 @@ void PlanAttention(const AttentionShape& shape, const StepView& view,
   LaunchPlan(shape, tuning, view, workspace, stream);
 }
 
+void RotateAndAttend(const AttentionShape& shape, const StepView& view, const RopeTable& rope,
+                     const KvPages& cache, const __nv_bfloat16* sinks, __nv_bfloat16* qkv,
+                     __nv_bfloat16* out, const AttentionWorkspace& workspace, cudaStream_t stream,
+                     const AttentionTuning& tuning) {
+  if (view.rows == 0) return;
+  if (!IsFastShape(shape) || view.max_run_rows > 1) {
+    RopeAndCacheWrite(view, shape, rope, cache, qkv, stream);
+    Attention(shape, view, cache, sinks, qkv, out, workspace, stream, tuning);
+    return;
+  }
+  AttentionParams params = ParamsOf(shape, view, cache, sinks, qkv, out, workspace);
+  params.angles = rope.angles;
+  LaunchDecode(params, tuning, stream);
+}
+
 void Attention(const AttentionShape& shape, const StepView& view, const KvPages& cache,
                const __nv_bfloat16* sinks, const __nv_bfloat16* qkv, __nv_bfloat16* out,
                const AttentionWorkspace& workspace, cudaStream_t stream,
                const AttentionTuning& tuning) {
   if (view.rows == 0) return;
-  const AttentionParams params = {.view = view,
-                                  .shape = shape,
-                                  .cache = cache,
-                                  .sinks = sinks,
-                                  .qkv = qkv,
-                                  .out = out,
-                                  .workspace = workspace,
-                                  .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim))};
+  const AttentionParams params = ParamsOf(shape, view, cache, sinks, qkv, out, workspace);
   if (!IsFastShape(shape)) {
     LaunchGeneric(params, stream);
     return;

@@ -36,7 +36,7 @@ namespace conclave::kernels::cuda {
 // Measured on an H100; bench/gpu_ops sweeps it. One step's plan and layers use the same.
 struct AttentionTuning {
   int decode_warps = 0;     // of a block: 4, 8, or 0: by the table in attention_plan.cu
-  int full_min_blocks = 4;  // KV blocks of a decode piece at least, by layer type
+  int full_min_blocks = 8;  // KV blocks of a decode piece at least, by layer type
   int sliding_min_blocks = 16;
   int prefill_min_steps = 16;  // of 128 keys of a prefill piece at least
   int prefill_waves = 2;       // pieces in which a prefill block's even share may come
@@ -63,6 +63,14 @@ void Attention(const AttentionShape& shape, const StepView& view, const KvPages&
                const __nv_bfloat16* sinks, const __nv_bfloat16* qkv, __nv_bfloat16* out,
                const AttentionWorkspace& workspace, cudaStream_t stream,
                const AttentionTuning& tuning = {});
+
+// RopeAndCacheWrite and Attention in one. Where the step has single rows alone and the shape is a
+// fast one it is a single launch, which reads the plan and the cache's older rows before the kernel
+// before it is complete: they must have been complete when that one started. Rotates qkv or not.
+void RotateAndAttend(const AttentionShape& shape, const StepView& view, const RopeTable& rope,
+                     const KvPages& cache, const __nv_bfloat16* sinks, __nv_bfloat16* qkv,
+                     __nv_bfloat16* out, const AttentionWorkspace& workspace, cudaStream_t stream,
+                     const AttentionTuning& tuning = {});
 
 }  // namespace conclave::kernels::cuda
 

@@ -30,6 +30,8 @@ struct AttentionParams {
   __nv_bfloat16* out;
   AttentionWorkspace workspace;
   float scale;  // 1 / sqrt(D)
+  // Not null: qkv is as it was projected, and this step's keys and values are not in the cache yet.
+  const float2* angles;  // RopeTable
 };
 
 __device__ inline float Exp2(float x) {

@@ -10,10 +10,16 @@
 //   O^T [d, heads] += V^T P^T    V^T is the 16-row operand, S as it comes is the other
 // A warp takes every kWarps-th KV block of the piece; warps, then pieces, are put together in
 // order.
+//
+// Where the rows are still to be rotated, this kernel does it: a lane holds both values of its
+// pairs. The row's own key and value take the place of what was loaded from the cache, and are
+// written there. Then nothing but these and q depends on the kernel before, and the first KV block
+// of each warp is on its way while that still runs.
 
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/rope_rotate.cuh"
 
 namespace conclave::kernels::cuda {
 namespace {
@@ -173,7 +179,58 @@ __device__ void AddValues(const float (&p)[4], const uint4 (&values)[4], WarpSta
   }
 }
 
-template <int kWarps>
+// Of a decode row: what the cache lacks, in the lanes' places (LoadKeys, LoadValues).
+struct OwnRow {
+  uint4 key_low;   // chunk t
+  uint4 key_high;  // chunk t + 4
+  uint4 value;     // chunk g
+};
+
+__device__ OwnRow LoadOwn(const AttentionParams& p, const AttentionItem& item, int kv_head,
+                          const float4 (&angles)[kVec / 2]) {
+  const int g = threadIdx.x % 32 / 4;
+  const int t = threadIdx.x % 4;
+  const auto* row = reinterpret_cast<const uint4*>(
+      p.qkv + int64_t{item.row} * p.shape.row_values() + (p.shape.heads + kv_head) * kFastHeadDim);
+  const auto* value = row + p.shape.kv_heads * (kFastHeadDim / kChunk);
+  OwnRow own = {row[t], row[t + 4], value[g]};
+  RotatePairs(angles, own.key_low, own.key_high);
+  return own;
+}
+
+// `place`: of the row's own position in the KV block that is in `keys` and `values`.
+__device__ void PutOwn(const OwnRow& own, int place, uint4 (&keys)[4], uint4 (&values)[4]) {
+  const int g = threadIdx.x % 32 / 4;
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (place == g + i * 8) {
+      keys[2 * i] = own.key_low;
+      keys[2 * i + 1] = own.key_high;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (place == 2 * t + i % 2 + i / 2 * 8) values[i] = own.value;
+  }
+}
+
+// By one warp; `offset` as in AttendPiece.
+__device__ void WriteOwn(const AttentionParams& p, const OwnRow& own, int kv_head, int64_t offset,
+                         int place) {
+  const int g = threadIdx.x % 32 / 4;
+  const int t = threadIdx.x % 4;
+  const int64_t at = offset + kv_head * kBlockBytes + place * kRowBytes;
+  auto* key = reinterpret_cast<uint4*>(reinterpret_cast<char*>(p.cache.keys) + at);
+  auto* value = reinterpret_cast<uint4*>(reinterpret_cast<char*>(p.cache.values) + at);
+  if (g == 0) {
+    key[t] = own.key_low;
+    key[t + 4] = own.key_high;
+  }
+  if (t == 0) value[g] = own.value;
+}
+
+template <int kWarps, bool kRotate>
 __device__ void AttendPiece(const AttentionParams& p, const AttentionItem& item, int kv_head,
                             WarpState& state) {
   const int warp = threadIdx.x / 32;
@@ -182,12 +239,12 @@ __device__ void AttendPiece(const AttentionParams& p, const AttentionItem& item,
   const int group = p.shape.heads / p.shape.kv_heads;
   const int blocks = (item.key_end - item.key_begin + kKvBlockTokens - 1) / kKvBlockTokens;
   BlockIds<kWarps> ids(p.view.blocks + item.table + item.key_begin / kKvBlockTokens, blocks);
-  uint4 query[2] = {};
-  if (g < group) {
-    const auto* row = reinterpret_cast<const uint4*>(
-        p.qkv + int64_t{item.row} * p.shape.row_values() + (kv_head * group + g) * kFastHeadDim);
-    query[0] = row[t];
-    query[1] = row[t + 4];
+  float4 angles[kVec / 2];
+  if (kRotate) {
+    const auto* from = reinterpret_cast<const float4*>(
+        p.angles + int64_t{item.position} * (kFastHeadDim / 2) + t * kVec);
+#pragma unroll
+    for (int i = 0; i < kVec / 2; ++i) angles[i] = from[i];
   }
   const int64_t stride = int64_t{p.shape.kv_heads} * kBlockBytes;
   const char* all_keys = reinterpret_cast<const char*>(p.cache.keys) + kv_head * kBlockBytes;
@@ -197,13 +254,31 @@ __device__ void AttendPiece(const AttentionParams& p, const AttentionItem& item,
   const float c = p.scale * kLog2E;
 
   int position = item.key_begin + warp * kKvBlockTokens;
-  if (warp >= blocks) return;
+  if (warp >= blocks) {
+    if (kRotate) PdlWait();
+    return;
+  }
   uint4 keys[4];
   uint4 values[4];
   int64_t offset = ids.Get(0) * stride;
   LoadKeys(all_keys + offset, keys);
   LoadValues(all_values + offset, position, begin, end, values);
+  if (kRotate) PdlWait();
+  uint4 query[2] = {};
+  if (g < group) {
+    const auto* row = reinterpret_cast<const uint4*>(
+        p.qkv + int64_t{item.row} * p.shape.row_values() + (kv_head * group + g) * kFastHeadDim);
+    query[0] = row[t];
+    query[1] = row[t + 4];
+    if (kRotate) RotatePairs(angles, query[0], query[1]);
+  }
+  OwnRow own;
+  if (kRotate) own = LoadOwn(p, item, kv_head, angles);
   for (int i = 1, block = warp; block < blocks; ++i, block += kWarps) {
+    if (kRotate && position + kKvBlockTokens > item.position) {
+      PutOwn(own, item.position - position, keys, values);
+      WriteOwn(p, own, kv_head, offset, item.position - position);
+    }
     float s[4];
     Logits(query, keys, s);
     const bool more = block + kWarps < blocks;
@@ -341,25 +416,28 @@ __device__ void StoreWarp(const WarpState& state, DecodeShared<kWarps>& shared) 
   }
 }
 
-template <int kWarps>
+template <int kWarps, bool kRotate>
 __global__ void __launch_bounds__(kWarps * 32, kDecodeWarpsPerMultiprocessor / kWarps)
     DecodeKernel(AttentionParams p) {
   __shared__ __align__(16) DecodeShared<kWarps> shared;
   __shared__ bool last;
   PdlTrigger();
-  PdlWait();
+  if (!kRotate) PdlWait();
   const AttentionList list = p.cache.sliding ? kDecodeSliding : kDecodeFull;
   const int kv_head = blockIdx.x;
   // Both at once: the list has room for all that are launched.
   const int count = p.workspace.counts[list];
   const AttentionItem item = LoadItem(p.workspace.items[list] + blockIdx.y);
-  if (static_cast<int>(blockIdx.y) >= count) return;
+  if (static_cast<int>(blockIdx.y) >= count) {
+    if (kRotate) PdlWait();
+    return;
+  }
   const int group = p.shape.heads / p.shape.kv_heads;
   const float c = p.scale * kLog2E;
   WarpState state = {};
   state.maximum =
       SinkLog2(p, kv_head * group + min(static_cast<int>(threadIdx.x % 32 / 4), group - 1)) / c;
-  AttendPiece<kWarps>(p, item, kv_head, state);
+  AttendPiece<kWarps, kRotate>(p, item, kv_head, state);
   StoreWarp(state, shared);
   __syncthreads();
 
@@ -393,16 +471,26 @@ __global__ void __launch_bounds__(kWarps * 32, kDecodeWarpsPerMultiprocessor / k
   StoreOutput(p, item, kv_head, head, d, sums);
 }
 
+template <bool kRotate>
+void Launch(const AttentionParams& params, const dim3& grid, int warps, cudaStream_t stream) {
+  if (warps == 8) {
+    LaunchDependent(DecodeKernel<8, kRotate>, {.grid = grid, .block = dim3(256)}, stream, params);
+  } else {
+    LaunchDependent(DecodeKernel<4, kRotate>, {.grid = grid, .block = dim3(128)}, stream, params);
+  }
+}
+
 }  // namespace
 
 void LaunchDecode(const AttentionParams& params, const AttentionTuning& tuning,
                   cudaStream_t stream) {
   const int items = DecodeItems(params.shape, tuning, params.view, params.cache.sliding);
   const dim3 grid(params.shape.kv_heads, items);
-  if (DecodeWarps(tuning, params.view.runs) == 8) {
-    LaunchDependent(DecodeKernel<8>, {.grid = grid, .block = dim3(256)}, stream, params);
+  const int warps = DecodeWarps(tuning, params.view.runs);
+  if (params.angles != nullptr) {
+    Launch<true>(params, grid, warps, stream);
   } else {
-    LaunchDependent(DecodeKernel<4>, {.grid = grid, .block = dim3(128)}, stream, params);
+    Launch<false>(params, grid, warps, stream);
   }
 }
 

@@ -87,6 +87,38 @@ class Problem {
     EXPECT_CUDA_OK(cudaGetLastError());
     return out_.Download();
   }
+  // From qkv that is not rotated, with caches that hold the positions before this step's: by one
+  // call, or by RoPE and attention one after the other.
+  std::vector<__nv_bfloat16> RunUnrotated(bool sliding, bool fused, const RopeTable& rope,
+                                          const AttentionTuning& tuning) {
+    for (Bf16Array* cache : {&full_keys_, &full_values_, &sliding_keys_, &sliding_values_}) {
+      cache->Poison();
+    }
+    FillVisible(View(), shape_, Cache(sliding), true, 77, kDeviation, nullptr);
+    const Bf16Array qkv = RandomBf16(Rows() * shape_.row_values(), 78, kDeviation);
+    const AttentionWorkspace workspace =
+        LayOutAttention(shape_, static_cast<int>(Rows()), Runs(), workspace_.data());
+    PlanAttention(shape_, View(), workspace, nullptr, tuning);
+    out_.Poison();
+    EXPECT_CUDA_OK(cudaDeviceSynchronize());  // the plan is complete
+    if (fused) {
+      RotateAndAttend(shape_, View(), rope, Cache(sliding), sinks_.data(), qkv.data(), out_.data(),
+                      workspace, nullptr, tuning);
+    } else {
+      RopeAndCacheWrite(View(), shape_, rope, Cache(sliding), qkv.data(), nullptr);
+      Attention(shape_, View(), Cache(sliding), sinks_.data(), qkv.data(), out_.data(), workspace,
+                nullptr, tuning);
+    }
+    EXPECT_CUDA_OK(cudaGetLastError());
+    return out_.Download();
+  }
+  // Keys, then values.
+  std::vector<__nv_bfloat16> CacheContents(bool sliding) const {
+    std::vector<__nv_bfloat16> all = (sliding ? sliding_keys_ : full_keys_).Download();
+    const std::vector<__nv_bfloat16> values = (sliding ? sliding_values_ : full_values_).Download();
+    all.insert(all.end(), values.begin(), values.end());
+    return all;
+  }
   std::vector<__nv_bfloat16> Output() const { return out_.Download(); }
   void PoisonOutput() { out_.Poison(); }
 
@@ -289,6 +321,39 @@ TEST_F(AttentionTest, SinksOfAnySize) {
         for (int head = kind; head < kModel.heads; head += 5) sampled.push_back({row, head});
       }
       EXPECT_LT(problem.Error(sliding, out, sampled), kLimit) << kind;
+    }
+  }
+}
+
+TEST_F(AttentionTest, RotatingInTheSameLaunchGivesTheSameBitsAndTheSameCache) {
+  constexpr int kPositions = 4096;
+  std::vector<float> host_frequencies(kModel.head_dim / 2);
+  for (size_t i = 0; i < host_frequencies.size(); ++i) {
+    host_frequencies[i] = 1.0f / static_cast<float>(1 + 3 * i);
+  }
+  const DeviceArray<float> frequencies(host_frequencies);
+  const DeviceArray<char> memory(RopeTableBytes(kPositions, kModel.head_dim));
+  const RopeTable rope = {reinterpret_cast<float2*>(memory.data()), kPositions,
+                          kModel.head_dim / 2};
+  FillRopeTable(frequencies.data(), 1.25f, rope, nullptr);
+  std::vector<RunSpec> many;
+  for (int i = 0; i < 100; ++i) many.push_back({1, i * 37 % 1500});
+  const std::vector<RunSpec> few = {{1, 0}, {1, 15}, {1, 16}, {1, 127}, {1, 128}, {1, 3000}};
+  for (const AttentionShape& shape : {kModel, kTiny}) {
+    for (const std::vector<RunSpec>& runs : {few, many, kRagged}) {
+      for (const int min_blocks : {1, 4, 1 << 20}) {
+        const AttentionTuning tuning = {.full_min_blocks = min_blocks,
+                                        .sliding_min_blocks = min_blocks};
+        Problem problem(shape, MakeHostStep(runs, shape.window, 3, 2, 21), 22);
+        for (const bool sliding : {false, true}) {
+          SCOPED_TRACE(testing::Message() << runs.size() << " runs, " << min_blocks << " blocks, "
+                                          << (sliding ? "sliding" : "full"));
+          const auto apart = problem.RunUnrotated(sliding, false, rope, tuning);
+          const auto cache = problem.CacheContents(sliding);
+          EXPECT_TRUE(SameBits(apart, problem.RunUnrotated(sliding, true, rope, tuning)));
+          EXPECT_TRUE(SameBits(cache, problem.CacheContents(sliding)));
+        }
+      }
     }
   }
 }

@@ -124,6 +124,8 @@ absl::Status CudaOps::Allocate(const model::Config& config, const CudaOptions& o
       options.max_expert_copies > 0 ? options.max_expert_copies : options.max_step_tokens;
   ASSIGN_OR_RETURN(experts_, ExpertKernels::Make(expert_shape_, copies));
   ASSIGN_OR_RETURN(bounce_, AllocatePinned(kBounceBytes));
+  constexpr int64_t kSampledBytes = 8 + 8 * kMaxLogprobs;  // of a sequence: all of SampleOutput
+  RETURN_IF_ERROR(reads_.Allocate(options.max_sequences * kSampledBytes));
   ASSIGN_OR_RETURN(last_sampled_, Allocate(options.max_sequences * SizeOf(DType::kI32)));
   ASSIGN_OR_RETURN(sample_slots_, SampleSlots::Create(options.max_sequences, config.vocab_size));
   ASSIGN_OR_RETURN(router_logits_,
@@ -223,6 +225,7 @@ void CudaOps::Submit() {
 void CudaOps::ForgetRecorded() {
   graphs_->Abandon(stream_);
   cudaStreamSynchronize(stream_);
+  reads_.Clear();
   graphs_->Clear();
 }
 
@@ -230,6 +233,20 @@ absl::Status CudaOps::Finish() {
   graphs_->Abandon(stream_);  // of a step that ended before Submit
   Keep(ToStatus(cudaStreamSynchronize(stream_), "the step's kernels"));
   cudaGetLastError();  // a failure that was kept is not found again by the next Check
+  return std::exchange(status_, absl::OkStatus());
+}
+
+void CudaOps::StartReads(std::span<const Tensor> sources) {
+  // Also after a failure: FinishReads reports it.
+  Keep(reads_.Start(sources, stream_));
+}
+
+bool CudaOps::ReadsDone() { return failed() || reads_.Done(); }
+
+absl::Status CudaOps::FinishReads(std::span<void* const> hosts) {
+  if (failed()) return Finish();
+  Keep(reads_.Take(hosts));
+  cudaGetLastError();
   return std::exchange(status_, absl::OkStatus());
 }
 

@@ -25,6 +25,7 @@
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/sample_slots.h"
 #include "kernels/cuda/step_graphs.h"
+#include "kernels/cuda/step_reads.h"
 #include "kernels/cuda/step_stage.h"
 #include "kernels/cuda/step_view.h"
 #include "kernels/cuda/weight_memory.h"
@@ -59,12 +60,18 @@ class CudaOps final : public Ops {
   void ForgetRecorded() override;
   int recorded_steps() const { return graphs_->graphs(); }
   absl::Status Finish() override;
+  bool runs_ahead() const override { return true; }
+  void StartReads(std::span<const Tensor> sources) override;
+  bool ReadsDone() override;
+  absl::Status FinishReads(std::span<void* const> hosts) override;
 
   // cuda_ops_attention.cc
   void Embed(const DenseWeight& shard, int first_id, Tensor x) override;
   void NormQkv(const AttentionWeights& weights, Tensor x, Tensor qkv) override;
   void RopeAndCacheWrite(const KvLayer& layer, Tensor qkv) override;
   void Attention(const KvLayer& layer, const VectorWeight& sinks, Tensor qkv, Tensor out) override;
+  void RotateAndAttend(const KvLayer& layer, const VectorWeight& sinks, Tensor qkv,
+                       Tensor out) override;
   void OutputProjection(const AttentionWeights& weights, Tensor attention, Tensor partial) override;
 
   // cuda_ops_experts.cc
@@ -77,6 +84,8 @@ class CudaOps final : public Ops {
   void ExpertDown(const ExpertWeights& experts, const ExpertTokens& tokens, Tensor activations,
                   Tensor partial) override;
   void AddResidual(Tensor partial, Tensor x) override;
+  void ExpertDownResidual(const ExpertWeights& experts, const ExpertTokens& tokens,
+                          Tensor activations, Tensor partial, Tensor x) override;
   void PackDispatch(const DispatchTables& tables, const SlotLayout& layout, Tensor normed,
                     const Routing& routing, int64_t block_slots, Tensor send, Tensor send_index,
                     Tensor counts) override;
@@ -134,7 +143,8 @@ class CudaOps final : public Ops {
   ExpertStaging expert_staging_;
   std::unique_ptr<ExpertKernels> experts_;
   StepView view_;
-  Buffer bounce_;        // page-locked, for small reads
+  Buffer bounce_;  // page-locked, for small reads
+  StepReads reads_;
   Buffer last_sampled_;  // i32 [max_sequences]
   std::unique_ptr<SampleSlots> sample_slots_;
   Buffer router_logits_;  // f32 [max_step_tokens, experts]

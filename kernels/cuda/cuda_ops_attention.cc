@@ -48,6 +48,17 @@ void CudaOps::Attention(const KvLayer& layer, const VectorWeight& sinks, Tensor 
   Check("Attention");
 }
 
+void CudaOps::RotateAndAttend(const KvLayer& layer, const VectorWeight& sinks, Tensor qkv,
+                              Tensor out) {
+  if (failed()) return;
+  CONCLAVE_CHECK(sinks.size == attention_shape_.heads);
+  CONCLAVE_CHECK(qkv.cols == attention_shape_.row_values());
+  cuda::RotateAndAttend(attention_shape_, view_, rope_, PagesOf(layer),
+                        static_cast<const __nv_bfloat16*>(sinks.data), qkv.as<__nv_bfloat16>(),
+                        out.as<__nv_bfloat16>(), attention_, stream_);
+  Check("RotateAndAttend");
+}
+
 void CudaOps::OutputProjection(const AttentionWeights& weights, Tensor attention, Tensor partial) {
   if (failed()) return;
   const DenseSegment segment = SegmentOf(weights.o, weights.o_bias);

@@ -76,6 +76,15 @@ void CudaOps::ExpertDown(const ExpertWeights& experts, const ExpertTokens& token
   Check("ExpertDown");
 }
 
+void CudaOps::ExpertDownResidual(const ExpertWeights& experts, const ExpertTokens& tokens,
+                                 Tensor activations, Tensor /*partial*/, Tensor x) {
+  if (failed()) return;
+  const auto& weights = static_cast<const CudaExpertWeights&>(experts);
+  experts_->DownResidual(weights, tokens, activations, x, stream_);
+  CountLaunch(weights, tokens);
+  Check("ExpertDownResidual");
+}
+
 void CudaOps::CountLaunch(const CudaExpertWeights& experts, const ExpertTokens& tokens) {
   if (!experts.dense() && experts.num_local() > 0 && tokens.max_copies > 0) ++mxfp4_launches_;
 }

@@ -391,6 +391,44 @@ TEST_F(CudaOpsTest, RefusesShapesWithoutKernels) {
   EXPECT_THAT(std::string(ops.status().message()), StartsWith("shape_unsupported: "));
 }
 
+// Each reads what its own step made, though the next one has been enqueued.
+TEST_F(CudaOpsTest, ReadsOfStepsInAdvanceBringWhatEachStepMade) {
+  ASSERT_TRUE(ops_->runs_ahead());
+  ASSERT_EQ(kMaxStepsAhead, 2);
+  const std::vector<uint16_t> table = RandomData(1).Bf16(512 * 128, 1);
+  const DenseWeight embedding = Load(table, 512, 128);
+  const Tensor x = NewTensor(DType::kBf16, 3, 128);
+  const Tensor other = NewTensor(DType::kI32, 1, 1);
+  const std::array<std::vector<int32_t>, 3> ids = {
+      std::vector<int32_t>{1, 2, 3}, {500, 7, 40}, {9, 9, 9}};
+  const auto start = [&](int step) {
+    BeginStep(ids[step]);
+    ops_->Embed(embedding, 0, x);
+    ops_->Submit();
+    const std::array<Tensor, 2> sources = {x, other};
+    ops_->StartReads(sources);
+  };
+  const auto expect = [&](int step) {
+    std::vector<uint16_t> rows(3 * 128);
+    int32_t nothing = -1;
+    const std::array<void*, 2> places = {rows.data(), &nothing};
+    EXPECT_EQ(ops_->FinishReads(places), absl::OkStatus());
+    EXPECT_EQ(nothing, 0);
+    for (int row = 0; row < 3; ++row) {
+      const auto from = table.begin() + ids[step][row] * 128;
+      EXPECT_TRUE(std::equal(from, from + 128, rows.begin() + row * 128)) << step << " " << row;
+    }
+  };
+  start(0);
+  start(1);
+  expect(0);
+  start(2);
+  expect(1);
+  while (!ops_->ReadsDone()) {
+  }
+  expect(2);
+}
+
 TEST_F(CudaOpsTest, AStepWithoutRowsDoesNothing) {
   BeginStep({});
   const Tensor x = NewTensor(DType::kBf16, 0, 128);

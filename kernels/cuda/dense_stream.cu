@@ -36,6 +36,9 @@ constexpr int kThreads = kStageThreads + 32;  // the last warp produces
 constexpr int64_t kHalfSharedBytes = 113 * 1024;
 constexpr int64_t kSharedBytes = 227 * 1024;
 constexpr int kFewStages = 3;
+// With so much, no two blocks of a launch share a multiprocessor while others have none: kernels
+// that follow the experts' start as those leave one multiprocessor after the other.
+constexpr int64_t kLoneSharedBytes = kHalfSharedBytes + 512;
 constexpr int64_t kHeaderBytes = 512;  // barriers, sums of squares
 constexpr int kNormBarrierOffset = 2 * kMaxStages * 8;
 constexpr int kSumsOffset = kNormBarrierOffset + 8;
@@ -108,8 +111,8 @@ __device__ void Produce(const StreamParameters& p, const Ring& ring, int begin, 
       if (lane == 0) BarrierArriveExpect(&ring.full[at.stage], bytes * unit.rows);
       __syncwarp();
       if (lane < unit.rows) {
-        BulkCopy(ring.memory + (int64_t{at.stage} * kUnitRows + lane) * p.chunk_pitch,
-                 unit.weight + lane * unit.row_stride + first, bytes, &ring.full[at.stage]);
+        BulkCopyOnce(ring.memory + (int64_t{at.stage} * kUnitRows + lane) * p.chunk_pitch,
+                     unit.weight + lane * unit.row_stride + first, bytes, &ring.full[at.stage]);
       }
     }
   }
@@ -345,8 +348,9 @@ void StreamDense(std::span<const DenseSegment> segments, const DenseInput& input
   p.chunk_pitch = static_cast<int>(layout.chunk_pitch);
   p.x_pitch = static_cast<int>(layout.x_pitch);
   p.stages = std::min(layout.stages, (units + grid - 1) / grid * layout.chunks);
-  const int64_t shared_bytes = layout.fixed_bytes + p.stages * layout.stage_bytes;
   const bool norm = input.norm != nullptr;
+  int64_t shared_bytes = layout.fixed_bytes + p.stages * layout.stage_bytes;
+  if (norm) shared_bytes = std::max(shared_bytes, kLoneSharedBytes);
   if (output.dtype == DType::kF32) {
     norm ? LaunchRows<float, true>(p, grid, shared_bytes, stream)
          : LaunchRows<float, false>(p, grid, shared_bytes, stream);

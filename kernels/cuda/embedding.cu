@@ -11,8 +11,9 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads)
     EmbedKernel(EmbeddingShard shard, const int32_t* ids, const int32_t* last_sampled, int vectors,
                 uint4* x) {
-  PdlTrigger();
+  // In this order: the step's plan is complete before any kernel after this one starts.
   PdlWait();
+  PdlTrigger();
   const int64_t row = blockIdx.x;
   const int at = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
   if (at >= vectors) return;

@@ -98,10 +98,21 @@ __device__ float4 LoadFour(const PartialArgs& y, int64_t at) {
           __uint_as_float(packed.y << 16), __uint_as_float(packed.y & 0xFFFF0000u)};
 }
 
+// x += sum, rounded once.
+__device__ void AddFour(const float4& sum, __nv_bfloat16* x) {
+  const uint2 packed = *reinterpret_cast<const uint2*>(x);
+  const __nv_bfloat162 low = __floats2bfloat162_rn(__uint_as_float(packed.x << 16) + sum.x,
+                                                   __uint_as_float(packed.x & 0xFFFF0000u) + sum.y);
+  const __nv_bfloat162 high = __floats2bfloat162_rn(
+      __uint_as_float(packed.y << 16) + sum.z, __uint_as_float(packed.y & 0xFFFF0000u) + sum.w);
+  *reinterpret_cast<uint2*>(x) = {reinterpret_cast<const uint32_t&>(low),
+                                  reinterpret_cast<const uint32_t&>(high)};
+}
+
 // Block: one copy, kSumThreads * 4 columns.
 __global__ void __launch_bounds__(kSumThreads)
     SumPartialsKernel(const __grid_constant__ TokenArgs tokens, PartialArgs y, int hidden,
-                      bool tokens_complete, float* out) {
+                      bool tokens_complete, float* out, __nv_bfloat16* x) {
   __shared__ SourceBegins sources;
   __shared__ int32_t pairs[kMaxChoices];
   __shared__ float weights[kMaxChoices];
@@ -109,6 +120,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const int copy = blockIdx.x;
   const int lane = threadIdx.x;
   int32_t chosen = -1;  // the local expert of choice `lane`
+  PdlTrigger();
   if (!tokens_complete) PdlWait();
   if (lane < 32) {
     ReadSources(tokens, lane, sources);
@@ -150,7 +162,12 @@ __global__ void __launch_bounds__(kSumThreads)
     sum.w += weights[i] * value.w;
   }
   const CopyPlace place = PlaceOfCopy(tokens, sources, copy);
-  *reinterpret_cast<float4*>(out + int64_t{place.output_row} * hidden + col) = sum;
+  const int64_t at = int64_t{place.output_row} * hidden + col;
+  if (x == nullptr) {
+    *reinterpret_cast<float4*>(out + at) = sum;
+  } else {
+    AddFour(sum, x + at);
+  }
 }
 
 }  // namespace
@@ -161,10 +178,10 @@ void GroupPairs(const TokenArgs& tokens, const GroupArgs& groups, cudaStream_t s
 }
 
 void SumPartials(const TokenArgs& tokens, const PartialArgs& y, int hidden, bool tokens_complete,
-                 float* out, cudaStream_t stream) {
+                 float* out, __nv_bfloat16* x, cudaStream_t stream) {
   const dim3 grid(tokens.max_copies, (hidden + kSumThreads * 4 - 1) / (kSumThreads * 4));
   LaunchDependent(SumPartialsKernel, {grid, dim3(kSumThreads)}, stream, tokens, y, hidden,
-                  tokens_complete, out);
+                  tokens_complete, out, x);
 }
 
 }  // namespace conclave::kernels::cuda

@@ -28,13 +28,6 @@ __device__ inline void CopyAsyncArrive(uint64_t* barrier) {
                : "memory");
 }
 
-// Asks for `bytes` (a multiple of 16, 16-byte aligned) in the L2 cache.
-__device__ inline void PrefetchL2(const void* global, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(global)),
-               "r"(bytes)
-               : "memory");
-}
-
 __device__ inline uint4 LoadShared16(const void* shared) {
   uint4 out;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -196,7 +196,7 @@ class Fetcher {
       // The sums in the stage were ordinary writes.
       FenceProxyAsync();
       BarrierArriveExpect(&shared_.filled[stage_.index], bytes);
-      BulkCopy(ring_ + stage_.index * bytes, tile_, bytes, &shared_.filled[stage_.index]);
+      BulkCopyOnce(ring_ + stage_.index * bytes, tile_, bytes, &shared_.filled[stage_.index]);
     }
     stage_.Next(args_.stages);
     tile_ += bytes * args_.interleave;

@@ -183,26 +183,44 @@ void ExpertKernels::Down(const CudaExpertWeights& weights, const ExpertTokens& t
   if (tokens.max_copies == 0) return;
   CONCLAVE_CHECK(partial.dtype == DType::kF32 && partial.cols == shape_.hidden);
   const TokenArgs args = Tokens(weights, tokens);
+  DownPairs(weights, tokens, args, activations, stream);
+  Sum(weights, args, partial.as<float>(), nullptr, stream);
+}
+
+void ExpertKernels::DownResidual(const CudaExpertWeights& weights, const ExpertTokens& tokens,
+                                 Tensor activations, Tensor x, cudaStream_t stream) {
+  if (tokens.max_copies == 0) return;
+  CONCLAVE_CHECK(x.dtype == DType::kBf16 && x.cols == shape_.hidden);
+  const TokenArgs args = Tokens(weights, tokens);
+  DownPairs(weights, tokens, args, activations, stream);
+  Sum(weights, args, nullptr, x.as<__nv_bfloat16>(), stream);
+}
+
+void ExpertKernels::DownPairs(const CudaExpertWeights& weights, const ExpertTokens& tokens,
+                              const TokenArgs& args, Tensor activations, cudaStream_t stream) {
+  if (weights.num_local() == 0) return;
   const PartialArgs y = Partials(args);
   const auto* in = activations.as<const __nv_bfloat16>();
-  if (weights.num_local() > 0) {
-    const ExpertPlan plan = Choose(weights, tokens);
-    switch (plan.kernel) {
-      case ExpertPlan::Kernel::kStream:
-        StreamDown(args, weights.down(), in, shape_.hidden, static_cast<float*>(y.rows), plan.down,
-                   stream);
-        break;
-      case ExpertPlan::Kernel::kTile:
-        TileDown(args, weights.down(), groups_, in, shape_.hidden, y, stream);
-        break;
-      case ExpertPlan::Kernel::kDense:
-        DenseDown(args, weights.down(), groups_, in, shape_.hidden, y, stream);
-        break;
-    }
+  const ExpertPlan plan = Choose(weights, tokens);
+  switch (plan.kernel) {
+    case ExpertPlan::Kernel::kStream:
+      StreamDown(args, weights.down(), in, shape_.hidden, static_cast<float*>(y.rows), plan.down,
+                 stream);
+      break;
+    case ExpertPlan::Kernel::kTile:
+      TileDown(args, weights.down(), groups_, in, shape_.hidden, y, stream);
+      break;
+    case ExpertPlan::Kernel::kDense:
+      DenseDown(args, weights.down(), groups_, in, shape_.hidden, y, stream);
+      break;
   }
+}
+
+void ExpertKernels::Sum(const CudaExpertWeights& weights, const TokenArgs& args, float* partial,
+                        __nv_bfloat16* x, cudaStream_t stream) {
   // The kernels of the experts start after GateUp has waited for the tokens.
   const bool tokens_complete = weights.num_local() > 0;
-  SumPartials(args, y, shape_.hidden, tokens_complete, partial.as<float>(), stream);
+  SumPartials(args, Partials(args), shape_.hidden, tokens_complete, partial, x, stream);
 }
 
 }  // namespace conclave::kernels::cuda

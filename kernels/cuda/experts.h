@@ -134,6 +134,9 @@ class ExpertKernels {
   // same stream: it uses GateUp's sorting of the tokens, and starts before GateUp has ended.
   void Down(const CudaExpertWeights& weights, const ExpertTokens& tokens, Tensor activations,
             Tensor partial, cudaStream_t stream);
+  // As Down, but the sums are added to x bf16 [rows, H], rounded once.
+  void DownResidual(const CudaExpertWeights& weights, const ExpertTokens& tokens,
+                    Tensor activations, Tensor x, cudaStream_t stream);
 
   ExpertPlan Choose(const CudaExpertWeights& weights, const ExpertTokens& tokens) const;
   // For tests and benchmarks: this plan instead of the table's, where it can run.
@@ -143,6 +146,10 @@ class ExpertKernels {
   ExpertKernels(const ExpertShape& shape, int max_copies, Buffer workspace);
   TokenArgs Tokens(const CudaExpertWeights& weights, const ExpertTokens& tokens) const;
   PartialArgs Partials(const TokenArgs& tokens) const;
+  void DownPairs(const CudaExpertWeights& weights, const ExpertTokens& tokens,
+                 const TokenArgs& args, Tensor activations, cudaStream_t stream);
+  void Sum(const CudaExpertWeights& weights, const TokenArgs& args, float* partial,
+           __nv_bfloat16* x, cudaStream_t stream);
 
   const ExpertShape shape_;
   const int max_copies_;

@@ -386,6 +386,18 @@ class Layer {
     kernels_->Down(weights_, tokens, activations, partial, stream_);
     EXPECT_EQ(cudaGetLastError(), cudaSuccess);
   }
+  // What x becomes if the sums are added to it at once, and one after the other.
+  std::vector<uint16_t> Residual(std::vector<uint16_t> x) {
+    OnDevice<uint16_t> device(x);
+    const Tensor activations = {activations_->data(), DType::kBf16,
+                                exchange_.rows() * shape_.experts_per_token, shape_.intermediate};
+    const ExpertTokens tokens = exchange_.Tokens();
+    kernels_->GateUp(weights_, tokens, activations, stream_);
+    kernels_->DownResidual(weights_, tokens, activations,
+                           {device.data(), DType::kBf16, exchange_.rows(), shape_.hidden}, stream_);
+    EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+    return device.Read();
+  }
   Result Results() const { return {activations_->Read(), partial_->Read()}; }
   Result Run() {
     Poison();

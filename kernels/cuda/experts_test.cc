@@ -29,6 +29,19 @@ class ExpertsTest : public testing::Test {
   }
 };
 
+// The same sums, added to x and rounded once; rows that nobody sums are left alone.
+void ExpectResidual(const Result& result, Layer& layer) {
+  std::vector<uint16_t> x(result.partial.size());
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint16_t>(0x3F80 + i * 7 % 256);
+  std::vector<uint16_t> expected = x;
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (result.partial[i] == kPoison32) continue;
+    const auto sum = static_cast<float>(reference::FromBf16(x[i])) + AsFloat(result.partial[i]);
+    expected[i] = reference::ToBf16(sum);
+  }
+  EXPECT_EQ(layer.Residual(x), expected);
+}
+
 class ExpertCaseTest : public ExpertsTest, public testing::WithParamInterface<Case> {};
 
 TEST_P(ExpertCaseTest, EveryKernelAgreesWithFloat64AndRepeatsItsBits) {
@@ -65,6 +78,8 @@ TEST_P(ExpertCaseTest, EveryKernelAgreesWithFloat64AndRepeatsItsBits) {
     EXPECT_EQ(first.activations, second.activations);
     EXPECT_EQ(first.partial, second.partial);
     exchange.TakeLoad();
+    ExpectResidual(first, layer);
+    EXPECT_EQ(exchange.TakeLoad(), exchange.ExpectedLoad());
     if (HasFailure()) return;
   }
   EXPECT_TRUE(exchange.Unchanged());

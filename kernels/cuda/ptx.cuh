@@ -61,6 +61,28 @@ __device__ inline void BulkCopy(void* shared, const void* global, uint32_t bytes
       : "memory");
 }
 
+// As BulkCopy, of bytes that nobody reads again soon: they are the first to leave the L2 cache, in
+// which activations, tables and the kernels' own code then stay.
+__device__ inline void BulkCopyOnce(void* shared, const void* global, uint32_t bytes,
+                                    uint64_t* barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], policy;\n"
+      "}\n" ::"r"(SharedAddress(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+// Asks for `bytes` (a multiple of 16, 16-byte aligned) in the L2 cache.
+__device__ inline void PrefetchL2(const void* global, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(global)),
+               "r"(bytes)
+               : "memory");
+}
+
 // --- mma.sync m16n8k16: d[16, 8] += a[16, 16] * b[16, 8], bf16 in, float32 out ---
 //
 // Lane = 4 g + t holds a[g][2t, 2t+1], a[g+8][..], a[g][2t+8, 2t+9], a[g+8][..]; b[2t, 2t+1][g],

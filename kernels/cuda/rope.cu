@@ -5,6 +5,7 @@
 #include "kernels/cuda/bf16.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rope.h"
+#include "kernels/cuda/rope_rotate.cuh"
 
 namespace conclave::kernels::cuda {
 namespace {
@@ -34,23 +35,12 @@ struct VectorPairs {
   static constexpr int kSize = kVec;
 
   static __device__ void Rotate(__nv_bfloat16* low, __nv_bfloat16* high, const float2* angles) {
-    float a[kVec];
-    float b[kVec];
-    Unpack(*reinterpret_cast<const uint4*>(low), a);
-    Unpack(*reinterpret_cast<const uint4*>(high), b);
-    const auto* pairs = reinterpret_cast<const float4*>(angles);
+    float4 pairs[kVec / 2];
 #pragma unroll
-    for (int i = 0; i < kVec / 2; ++i) {
-      const float4 pair = pairs[i];
-      const float a0 = a[2 * i];
-      const float a1 = a[2 * i + 1];
-      a[2 * i] = a0 * pair.x - b[2 * i] * pair.y;
-      b[2 * i] = b[2 * i] * pair.x + a0 * pair.y;
-      a[2 * i + 1] = a1 * pair.z - b[2 * i + 1] * pair.w;
-      b[2 * i + 1] = b[2 * i + 1] * pair.z + a1 * pair.w;
-    }
-    *reinterpret_cast<uint4*>(low) = Pack(a);
-    *reinterpret_cast<uint4*>(high) = Pack(b);
+    for (int i = 0; i < kVec / 2; ++i) pairs[i] = reinterpret_cast<const float4*>(angles)[i];
+    auto* a = reinterpret_cast<uint4*>(low);
+    auto* b = reinterpret_cast<uint4*>(high);
+    RotatePairs(pairs, *a, *b);
   }
 
   static __device__ void Copy(const __nv_bfloat16* from, __nv_bfloat16* to) {
