@@ -59,7 +59,9 @@ MemoryNeeds Needs(const ClusterOptions& options, bool cuda) {
       .sliding_block_bytes = block_layer_bytes * config.num_layers_of(model::LayerType::kSliding),
       .max_running = options.max_running,
       .per_sequence = PeakBlocks(config.context_length, options.prefill_chunk,
-                                 std::max(1, config.sliding_window))};
+                                 std::max(1, config.sliding_window)),
+      .decoding_sliding =
+          PeakSlidingBlocks(config.context_length, 1, std::max(1, config.sliding_window))};
 }
 
 RankMemory MemoryOf(const ClusterOptions& options, const ClusterMember& member) {

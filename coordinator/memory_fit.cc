@@ -82,6 +82,25 @@ std::vector<Domain> Domains(const MemoryNeeds& needs, std::span<const RankMemory
   return list;
 }
 
+int64_t SlidingBlocks(const MemoryNeeds& needs, int64_t budget) {
+  const int64_t longest = needs.per_sequence.sliding;
+  const int64_t most = needs.max_running * longest;
+  const int64_t full_wanted = int64_t{needs.max_running} * needs.per_sequence.full;
+  if (full_wanted * needs.full_block_bytes + most * needs.sliding_block_bytes <= budget)
+    return most;
+  // Each running sequence may want its next block at any moment, and steps bring chunks of prompts.
+  constexpr int64_t kPromptsAtOnce = 4;
+  const int64_t running =
+      int64_t{needs.max_running} * (needs.decoding_sliding + 1) + kPromptsAtOnce * longest;
+  // With n of them for every kCheckpointTokens of full blocks, how many come out.
+  const int64_t kept = needs.decoding_sliding;
+  const int64_t together =
+      kept * needs.sliding_block_bytes + kCheckpointTokens / kBlockTokens * needs.full_block_bytes;
+  const int64_t for_cache = together == 0 ? 0 : budget / together * kept;
+  const int64_t fits = budget / 2 / std::max<int64_t>(1, needs.sliding_block_bytes);
+  return std::max(longest, std::min({std::max(running, for_cache), most, fits}));
+}
+
 // Bytes of cache per rank that the domain grants unasked.
 int64_t Grant(const MemoryNeeds& needs, const Domain& domain) {
   if (domain.cuda) {
@@ -112,10 +131,8 @@ absl::Status CheckFits(const MemoryNeeds& needs, const Domain& domain, int64_t c
 }  // namespace
 
 absl::StatusOr<internal::v1::CacheShape> SizeCache(const MemoryNeeds& needs, int64_t budget) {
-  const int64_t window_bytes =
-      std::max<int64_t>(1, needs.per_sequence.sliding * needs.sliding_block_bytes);
-  const int64_t windows = std::clamp<int64_t>(budget / 2 / window_bytes, 1, needs.max_running);
-  const int64_t left = budget - windows * needs.per_sequence.sliding * needs.sliding_block_bytes;
+  const int64_t sliding = SlidingBlocks(needs, budget);
+  const int64_t left = budget - sliding * needs.sliding_block_bytes;
   const int64_t wanted = int64_t{needs.max_running} * needs.per_sequence.full;
   const int64_t full =
       left < 0 ? 0 : std::min(wanted, left / std::max<int64_t>(1, needs.full_block_bytes));
@@ -129,7 +146,7 @@ absl::StatusOr<internal::v1::CacheShape> SizeCache(const MemoryNeeds& needs, int
   internal::v1::CacheShape cache;
   cache.set_block_tokens(kBlockTokens);
   cache.set_full_blocks(full);
-  cache.set_sliding_blocks(windows * needs.per_sequence.sliding);
+  cache.set_sliding_blocks(sliding);
   cache.set_max_sequences(needs.max_running);
   return cache;
 }

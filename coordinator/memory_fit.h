@@ -37,11 +37,14 @@ struct MemoryNeeds {
   int max_running = 0;  // sequences of one group
   // The most blocks of one sequence that fills the context.
   BlockCount per_sequence;
+  int decoding_sliding = 0;  // the most sliding ones that it holds once its prompt is computed
 };
 
 // Blocks for `max_running` sequences that fill the context, or as many as `budget` bytes hold.
-// Sliding blocks first, up to half of the budget: they are few, and each sequence needs its window.
-// FAILED_PRECONDITION, with the numbers, when not even one window and one full block fit.
+// Sliding blocks first, up to half of the budget: each sequence needs its window, and a few at a
+// time those of a chunk of their prompt. Of what full blocks could use too they get no more than
+// the prefix cache makes of them, a window for every kCheckpointTokens. FAILED_PRECONDITION, with
+// the numbers, when not even one window and one full block fit.
 absl::StatusOr<internal::v1::CacheShape> SizeCache(const MemoryNeeds& needs, int64_t budget);
 
 // The cache every rank allocates. `kv_cache_bytes` per rank; 0: what max_running sequences at the

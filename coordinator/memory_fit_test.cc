@@ -21,7 +21,8 @@ MemoryNeeds Needs() {
           .full_block_bytes = 1000,
           .sliding_block_bytes = 500,
           .max_running = 4,
-          .per_sequence = {.full = 16, .sliding = 3}};
+          .per_sequence = {.full = 16, .sliding = 3},
+          .decoding_sliding = 2};
 }
 
 std::vector<RankMemory> OneHost(int64_t total, int64_t free) {
@@ -47,6 +48,26 @@ TEST(SizeCache, NeverPassesItsBudget) {
     EXPECT_GE(cache->sliding_blocks(), 3u);
     EXPECT_GE(cache->full_blocks(), 1u);
   }
+}
+
+// 120b on one GPU that its weights leave 13.5 GB: 256 sequences of 1,152 tokens, each past its
+// window, and two chunks of 2,048.
+TEST(SizeCache, ManySequencesGetTheirContextAndNotAChunkOfSlidingBlocksEach) {
+  MemoryNeeds needs = Needs();
+  needs.full_block_bytes = needs.sliding_block_bytes = 18 * 16 * 2048;
+  needs.max_running = 256;
+  needs.per_sequence = PeakBlocks(131'072, 2048, 128);
+  needs.decoding_sliding = PeakSlidingBlocks(131'072, 1, 128);
+  const auto cache = SizeCache(needs, int64_t{13'500'000'000});
+  ASSERT_TRUE(cache.ok());
+  EXPECT_GE(cache->full_blocks(), 256u * 1152 / 16);
+  EXPECT_GE(cache->sliding_blocks(), 256u * (needs.decoding_sliding + 1) + 2 * (2048 / 16));
+  // One sequence alone gets as much of the cache for its prefix as fits beside the full blocks.
+  needs.max_running = 1;
+  needs.per_sequence.full *= 8;
+  const auto one = SizeCache(needs, int64_t{13'500'000'000});
+  ASSERT_TRUE(one.ok());
+  EXPECT_EQ(one->sliding_blocks(), static_cast<uint64_t>(needs.per_sequence.sliding));
 }
 
 TEST(SizeCache, ABudgetBelowOneWindowIsRefusedWithTheNumbers) {
@@ -131,7 +152,9 @@ TEST(FitMemory, AGpuHoldsItsOwnWeightsAndFillsUpWithCache) {
   // What others hold of a GPU is not there to be planned.
   std::vector<RankMemory> shared = gpus;
   shared[0].free_bytes = 122 * kMiB;
-  EXPECT_EQ(FitMemory(needs, shared, 0)->full_blocks() + cache->sliding_blocks(), 12u);
+  const auto beside = FitMemory(needs, shared, 0);
+  ASSERT_TRUE(beside.ok()) << beside.status();
+  EXPECT_EQ(beside->full_blocks() + beside->sliding_blocks(), 12u);
   gpus[1].total_bytes = (2048 + 105) * kMiB;
   EXPECT_THAT(FitMemory(needs, gpus, 0).status().ToString(), HasSubstr("rank 1"));
 }
