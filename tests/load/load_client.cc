@@ -64,6 +64,7 @@ class Lane {
       }
     }
     call_ = std::make_unique<Call>(*this, std::move(plan));
+    call_->Start();
   }
 
  private:
@@ -75,10 +76,16 @@ class Lane {
       if (stream_.action == "deadline") {
         context_.set_deadline(absl::ToChronoTime(start_ + absl::Microseconds(stream_.after)));
       }
+    }
+
+    // The call may be over, and this gone, when it returns, but no sooner: hence the hold.
+    void Start() {
       lane_.shared_.stub->async()->Generate(&context_, &request_, this);
       StartRead(&response_);
+      AddHold();
       StartCall();
       if (stream_.action == "cancel" && stream_.after == 0) context_.TryCancel();
+      RemoveHold();
     }
 
     void OnReadDone(bool ok) override {
@@ -135,13 +142,15 @@ class Lane {
       if (!goes_on) --shared_.open;
     }
     if (!goes_on) return;
-    // Not from the ended call's own callback, which still uses it.
-    alarm_.Set(absl::ToChronoTime(absl::Now() + retry_delay), [this](bool) { Begin(); });
+    // Not from the ended call's own callback, which still uses it. A new alarm each time: the last
+    // one may still be in the callback that began this call.
+    alarm_ = std::make_unique<grpc::Alarm>();
+    alarm_->Set(absl::ToChronoTime(absl::Now() + retry_delay), [this](bool) { Begin(); });
   }
 
   Shared& shared_;
   std::unique_ptr<Call> call_;
-  grpc::Alarm alarm_;
+  std::unique_ptr<grpc::Alarm> alarm_;
 };
 
 absl::Duration Lane::Call::RetryDelay(const grpc::Status& status) {
