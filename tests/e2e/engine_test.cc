@@ -175,24 +175,48 @@ TEST_F(EngineTest, AConversationsNextTurnComputesOnlyWhatIsNew) {
   EXPECT_EQ(TokensOf(hit.results(0)), TokensOf(computed.results(0)));
 }
 
-// Ten sequences of up to 15 blocks, and 32 blocks of each kind for all of them.
-TEST(PreemptionTest, SequencesThatPauseForWantOfBlocksGiveTheSameTokens) {
-  Server server({.workers = 1, .args = {"--kv-cache-bytes", "2097152", "--max-running", "8"}});
-  ASSERT_TRUE(server.WaitServing()) << server.log();
+// Twelve completions of up to 13 blocks, eight at once, in a cache of 32 blocks of each kind: some
+// pause for want of blocks. Prompts begin alike, are computed in chunks and forked.
+TEST(SharingTest, PausesPrefixHitsChunksAndForksGiveTheTokensOfTheSameRequestsAlone) {
+  constexpr int kTokens = 140;
+  const Tokens common(48, 9);
   v1::GenerateBatchRequest batch;
-  std::vector<Tokens> alone;
-  for (const Tokens& prompt : RandomPrompts(10, 60)) {
-    *batch.add_requests() = GreedyRequest(prompt, 180);
-    const auto tokens = GenerateOne(server.channel(), batch.requests(batch.requests_size() - 1));
-    ASSERT_TRUE(tokens.ok()) << tokens.status();
-    alone.push_back(*tokens);
+  for (const Tokens& own : RandomPrompts(6, 20)) {
+    Tokens prompt = common;
+    prompt.insert(prompt.end(), own.begin(), own.end());
+    v1::GenerateRequest request = GreedyRequest(prompt, kTokens);
+    request.mutable_sampling()->set_temperature(batch.requests_size() % 2 == 0 ? 0 : 0.9F);
+    request.mutable_sampling()->set_seed(100 * batch.requests_size());
+    request.set_n(1 + batch.requests_size() % 3);
+    *batch.add_requests() = std::move(request);
   }
-  EXPECT_EQ(server.Cluster().counters().preemptions(), 0u);
+  std::vector<Tokens> alone;
+  {
+    Server plain({.workers = 1, .args = {"--no-prefix-cache"}});
+    ASSERT_TRUE(plain.WaitServing()) << plain.log();
+    for (v1::GenerateRequest request : batch.requests()) {
+      const uint64_t seed = request.sampling().seed();
+      const uint32_t completions = request.n();
+      request.set_n(1);
+      for (uint32_t i = 0; i < completions; ++i) {
+        request.mutable_sampling()->set_seed(seed + i);
+        const auto tokens = GenerateOne(plain.channel(), request);
+        ASSERT_TRUE(tokens.ok()) << tokens.status();
+        alone.push_back(*tokens);
+      }
+    }
+  }
+  Server server(
+      {.workers = 1,
+       .args = {"--kv-cache-bytes", "2097152", "--max-running", "8", "--prefill-chunk", "16"}});
+  ASSERT_TRUE(server.WaitServing()) << server.log();
   const v1::GenerateBatchResponse together = GenerateMany(server, batch);
-  EXPECT_GT(server.Cluster().counters().preemptions(), 0u)
-      << server.Cluster().counters().ShortDebugString();
+  const v1::Counters counters = server.Cluster().counters();
+  EXPECT_GT(counters.preemptions(), 0u) << counters.ShortDebugString();
+  EXPECT_GT(counters.prefix_cache().hit_tokens(), 0u) << counters.ShortDebugString();
+  ASSERT_EQ(together.results_size(), static_cast<int>(alone.size()));
   for (size_t i = 0; i < alone.size(); ++i) {
-    EXPECT_EQ(TokensOf(together.results(static_cast<int>(i))), alone[i]) << "request " << i;
+    EXPECT_EQ(TokensOf(together.results(static_cast<int>(i))), alone[i]) << "completion " << i;
   }
 }
 
