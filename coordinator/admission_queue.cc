@@ -8,7 +8,10 @@
 namespace conclave::coordinator {
 
 void AdmissionQueue::Add(std::unique_ptr<Sequence> sequence) {
-  by_user_[sequence->request().user].insert(sequence.get());
+  const std::string& name = sequence->request().user;
+  User& user = by_user_[name];
+  user.served = &shares_.served(name);
+  user.sequences.insert(sequence.get());
   const RequestId id = sequence->id();
   waiting_[id] = {.sequence = std::move(sequence), .resumed = false};
 }
@@ -25,14 +28,14 @@ Sequence* AdmissionQueue::Next() const {
   if (turn_ % kTurnsPerOldest == kTurnsPerOldest - 1) {
     return waiting_.begin()->second.sequence.get();
   }
-  const auto precedence = [this](const auto& user) {
-    const Sequence& head = **user.second.begin();
-    return std::make_tuple(-head.request().priority, shares_.served(user.first), head.id());
+  const auto precedence = [](const auto& user) {
+    const Sequence& head = **user.second.sequences.begin();
+    return std::make_tuple(-head.request().priority, *user.second.served, head.id());
   };
   const auto next =
       std::min_element(by_user_.begin(), by_user_.end(),
                        [&](const auto& a, const auto& b) { return precedence(a) < precedence(b); });
-  return *next->second.begin();
+  return *next->second.sequences.begin();
 }
 
 std::unique_ptr<Sequence> AdmissionQueue::Admit(RequestId id) {
@@ -48,8 +51,8 @@ std::unique_ptr<Sequence> AdmissionQueue::Remove(RequestId id) {
     resumed_.erase(sequence);
   } else {
     const auto user = by_user_.find(sequence->request().user);
-    user->second.erase(sequence);
-    if (user->second.empty()) by_user_.erase(user);
+    user->second.sequences.erase(sequence);
+    if (user->second.sequences.empty()) by_user_.erase(user);
   }
   std::unique_ptr<Sequence> removed = std::move(entry->second.sequence);
   waiting_.erase(entry);
@@ -60,10 +63,10 @@ int AdmissionQueue::Ahead(int priority, const std::string& user) const {
   int all = 0;
   int own = 0;
   int users = by_user_.contains(user) ? 0 : 1;
-  for (const auto& [name, sequences] : by_user_) {
+  for (const auto& [name, waiting] : by_user_) {
     ++users;
     const auto ahead = static_cast<int>(std::count_if(
-        sequences.begin(), sequences.end(),
+        waiting.sequences.begin(), waiting.sequences.end(),
         [priority](const Sequence* other) { return other->request().priority >= priority; }));
     all += ahead;
     if (name == user) own = ahead;

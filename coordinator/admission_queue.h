@@ -10,6 +10,7 @@
 //
 // The next one is never passed over because a smaller one would fit.
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <set>
@@ -28,7 +29,7 @@ inline constexpr int kTurnsPerOldest = 8;
 // Owned by the scheduler thread.
 class AdmissionQueue {
  public:
-  // Borrows `shares`.
+  // Borrows `shares`, where the users of all sequences that wait have open requests.
   explicit AdmissionQueue(const FairShares& shares) : shares_(shares) {}
 
   void Add(std::unique_ptr<Sequence> sequence);
@@ -62,11 +63,15 @@ class AdmissionQueue {
     bool operator()(const Sequence* a, const Sequence* b) const { return a->RanksAbove(*b); }
   };
   using Ranked = std::set<Sequence*, ByRank>;
+  struct User {
+    const int64_t* served = nullptr;  // of shares_
+    Ranked sequences;                 // not empty
+  };
 
   const FairShares& shares_;
   std::map<RequestId, Entry> waiting_;  // ids rise with arrival
   Ranked resumed_;
-  std::map<std::string, Ranked> by_user_;  // all others; no empty sets
+  std::map<std::string, User> by_user_;  // all others
   int turn_ = 0;
 };
 

@@ -342,7 +342,7 @@ void EngineLoop::FollowCluster() {
 }
 
 void EngineLoop::SendPlans() {
-  while (const std::optional<WorldPlan> plan = scheduler_.NextPlan()) cluster_.Send(*plan);
+  while (const WorldPlan* plan = scheduler_.NextPlan()) cluster_.Send(*plan);
   queued_.store(scheduler_.queued());
 }
 

@@ -35,10 +35,8 @@ class FairShares {
     if (entry != users_.end()) entry->second.served -= tokens;
   }
 
-  int64_t served(const std::string& user) const {
-    const auto entry = users_.find(user);
-    return entry == users_.end() ? level_ : entry->second.served;
-  }
+  // Of a user with open requests, as long as there are some.
+  const int64_t& served(const std::string& user) const { return users_.at(user).served; }
   int users() const { return static_cast<int>(users_.size()); }
 
  private:

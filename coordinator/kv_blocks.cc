@@ -35,14 +35,10 @@ void SequenceBlocks::Begin(KvPools& pools, const PrefixCache::Hit& hit, bool cac
   for (int block : hit.full) pools.full.Share(block);
   for (int block : hit.sliding) pools.sliding.Share(block);
   full_ = hit.full;
-  sliding_.assign(hit.sliding.begin(), hit.sliding.end());
+  sliding_ = hit.sliding;
   first_sliding_ = hit.first_sliding;
   entered_ = full_blocks();
   last_entered_ = hit.last;
-}
-
-int SequenceBlocks::FirstNeeded(int start) const {
-  return std::max(0, start - pools_->window + 1) / kBlockTokens;
 }
 
 // Blocks, from the first position on, that can be had for a chunk that begins at `start`.
@@ -56,8 +52,7 @@ BlockCount SequenceBlocks::Reach(int start) const {
                      pools_->sliding.available()};
 }
 
-int SequenceBlocks::RowsThatFit(int start, int wanted) const {
-  if (start + wanted <= covered()) return wanted;
+int SequenceBlocks::RowsInReach(int start, int wanted) const {
   const BlockCount reach = Reach(start);
   return std::clamp(std::min(reach.full, reach.sliding) * kBlockTokens - start, 0, wanted);
 }
@@ -69,7 +64,7 @@ BlockCount SequenceBlocks::Lacking(int start) const {
           .sliding = reach.sliding * kBlockTokens <= start ? 1 : 0};
 }
 
-BlockDelta SequenceBlocks::Extend(int start, int rows) {
+BlockDelta SequenceBlocks::Change(int start, int rows) {
   CONCLAVE_CHECK(pools_ != nullptr && rows >= 1);
   BlockDelta delta;
   delta.released_sliding = ReleasePassed(start);
@@ -89,15 +84,15 @@ BlockDelta SequenceBlocks::Extend(int start, int rows) {
 }
 
 int SequenceBlocks::ReleasePassed(int start) {
-  const int first_needed = FirstNeeded(start);
-  int released = 0;
-  while (first_sliding_ < first_needed && !sliding_.empty()) {
-    pools_->cache.PassSliding(sliding_.front());
-    pools_->sliding.Return(sliding_.front());
-    sliding_.pop_front();
-    ++first_sliding_;
-    ++released;
+  const int released = std::clamp(FirstNeeded(start) - first_sliding_, 0, sliding_blocks());
+  if (released == 0) return 0;
+  const auto end = sliding_.begin() + released;
+  for (auto block = sliding_.begin(); block != end; ++block) {
+    pools_->cache.PassSliding(*block);
+    pools_->sliding.Return(*block);
   }
+  sliding_.erase(sliding_.begin(), end);
+  first_sliding_ += released;
   return released;
 }
 

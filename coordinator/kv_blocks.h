@@ -16,7 +16,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -87,14 +86,21 @@ class SequenceBlocks {
     return std::min(full_blocks(), first_sliding_ + sliding_blocks()) * kBlockTokens;
   }
   // Of `wanted` rows from `start` on, those that Extend could make storable now; 0: not one.
-  int RowsThatFit(int start, int wanted) const;
+  int RowsThatFit(int start, int wanted) const {
+    return start + wanted <= covered() ? wanted : RowsInReach(start, wanted);
+  }
   // The blocks for which not one fits: 0 or 1 of each kind.
   BlockCount Lacking(int start) const;
 
   // Makes positions [start, start + rows) storable. Chunks come in order and without gaps; the
   // blocks it needs are available. Positions before the window of `start` are given up.
-  BlockDelta Extend(int start, int rows);
+  BlockDelta Extend(int start, int rows) {
+    const bool stays = start + rows <= covered() && FirstNeeded(start) <= first_sliding_;
+    return stays ? BlockDelta() : Change(start, rows);
+  }
 
+  // Whether `tokens` have a whole block that Enter would enter.
+  bool CanEnter(int tokens) const { return caches_ && entered_ < tokens / kBlockTokens; }
   // Enters the whole blocks of `tokens` in the cache, all of which are computed by plans already
   // made. Others are likely to go on after the first `prompt` of them.
   void Enter(std::span<const int32_t> tokens, int prompt);
@@ -108,19 +114,24 @@ class SequenceBlocks {
   int full_blocks() const { return static_cast<int>(full_.size()); }
   int sliding_blocks() const { return static_cast<int>(sliding_.size()); }
   const std::vector<int>& full() const { return full_; }
-  const std::deque<int>& sliding() const { return sliding_; }
+  const std::vector<int>& sliding() const { return sliding_; }
   int first_sliding() const { return first_sliding_; }
 
  private:
   BlockCount Reach(int start) const;
+  int RowsInReach(int start, int wanted) const;
+  BlockDelta Change(int start, int rows);
   int ReleasePassed(int start);
-  int FirstNeeded(int start) const;
+  // The first block that a token at `start` sees in sliding layers.
+  int FirstNeeded(int start) const {
+    return std::max(0, start - pools_->window + 1) / kBlockTokens;
+  }
   bool IsCheckpoint(int block, int prompt) const;
 
   KvPools* pools_ = nullptr;
   std::vector<int> full_;
-  std::deque<int> sliding_;
-  int first_sliding_ = 0;  // block number of sliding_.front()
+  std::vector<int> sliding_;  // few: the window and a chunk
+  int first_sliding_ = 0;     // block number of sliding_.front()
   bool caches_ = false;
   int entered_ = 0;  // blocks in the cache, from the first on
   PrefixCache::Place last_entered_;

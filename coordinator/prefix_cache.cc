@@ -1,6 +1,7 @@
 #include "coordinator/prefix_cache.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "absl/hash/hash.h"
@@ -13,11 +14,32 @@ PrefixCache::PrefixCache(BlockPool& full, BlockPool& sliding, int window)
       sliding_(sliding),
       window_(window),
       nodes_(full.total()),
+      buckets_(2 * std::bit_ceil(static_cast<unsigned>(full.total())), -1),
       attachments_(sliding.total()) {}
 
 // Salted: nobody can choose prompts that collide.
-size_t PrefixCache::HashKey::operator()(const Key& key) const {
-  return absl::HashOf(key.parent, key.tokens);
+size_t PrefixCache::Bucket(const Key& key) const {
+  return absl::HashOf(key.parent, key.tokens) & (buckets_.size() - 1);
+}
+
+int PrefixCache::FindNode(const Key& key) const {
+  int node = buckets_[Bucket(key)];
+  while (node >= 0 && nodes_[node].key != key) node = nodes_[node].next_in_bucket;
+  return node;
+}
+
+void PrefixCache::AddNode(int node, const Key& key) {
+  nodes_[node].key = key;
+  nodes_[node].next_in_bucket = std::exchange(buckets_[Bucket(key)], node);
+  ++count_;
+}
+
+void PrefixCache::RemoveNode(int node) {
+  int* link = &buckets_[Bucket(nodes_[node].key)];
+  while (*link != node) link = &nodes_[*link].next_in_bucket;
+  *link = nodes_[node].next_in_bucket;
+  nodes_[node] = {.key = {}, .generation = nodes_[node].generation + 1};
+  --count_;
 }
 
 PrefixCache::Key PrefixCache::MakeKey(int parent, std::span<const int32_t> tokens) {
@@ -33,9 +55,8 @@ PrefixCache::Hit PrefixCache::Find(std::span<const int32_t> tokens, int limit) c
   int with_sliding = 0;  // consecutive nodes at the end of the path that have their sliding block
   int blocks = 0;        // of the longest reusable prefix until now
   for (int parent = -1; static_cast<int>(path.size()) < most;) {
-    const auto child = children_.find(MakeKey(parent, tokens.subspan(path.size() * kBlockTokens)));
-    if (child == children_.end()) break;
-    parent = child->second;
+    parent = FindNode(MakeKey(parent, tokens.subspan(path.size() * kBlockTokens)));
+    if (parent < 0) break;
     path.push_back(parent);
     with_sliding = nodes_[parent].sliding < 0 ? 0 : with_sliding + 1;
     const int end = static_cast<int>(path.size());
@@ -57,11 +78,11 @@ bool PrefixCache::Enter(Place& parent, std::span<const int32_t> tokens, int full
                         int sliding_block) {
   if (parent.node >= 0 && nodes_[parent.node].generation != parent.generation) return false;
   const Key key = MakeKey(parent.node, tokens);
-  const auto [entry, fresh] = children_.try_emplace(key, full_block);
-  const int node = entry->second;
-  if (fresh) {
+  int node = FindNode(key);
+  if (node < 0) {
+    node = full_block;
     full_.Remember(node);
-    nodes_[node].key = key;
+    AddNode(node, key);
     if (parent.node >= 0) {
       const int sibling = std::exchange(nodes_[parent.node].first_child, node);
       nodes_[node].next_sibling = sibling;
@@ -124,16 +145,15 @@ void PrefixCache::Unlink(int node) {
 
 // Blocks of the tree that are held stay with their holders; nobody finds them any more.
 void PrefixCache::RemoveTree(int root) {
-  std::vector<int> pending = {root};
-  while (!pending.empty()) {
-    const int node = pending.back();
-    pending.pop_back();
+  pending_.assign({root});
+  while (!pending_.empty()) {
+    const int node = pending_.back();
+    pending_.pop_back();
     for (int child = nodes_[node].first_child; child >= 0; child = nodes_[child].next_sibling) {
-      pending.push_back(child);
+      pending_.push_back(child);
     }
     if (nodes_[node].sliding >= 0) DetachSliding(node);
-    children_.erase(nodes_[node].key);
-    nodes_[node] = {.key = {}, .generation = nodes_[node].generation + 1};
+    RemoveNode(node);
     full_.Forget(node);
     ++evicted_;
   }

@@ -20,7 +20,6 @@
 #include <array>
 #include <cstdint>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "coordinator/block_pool.h"
@@ -70,7 +69,7 @@ class PrefixCache {
   void EvictSliding();
 
   uint64_t evicted_blocks() const { return evicted_; }
-  int nodes() const { return static_cast<int>(children_.size()); }
+  int nodes() const { return count_; }
 
  private:
   using BlockOfTokens = std::array<int32_t, kBlockTokens>;
@@ -78,9 +77,6 @@ class PrefixCache {
     int parent = -1;
     BlockOfTokens tokens = {};
     bool operator==(const Key&) const = default;
-  };
-  struct HashKey {
-    size_t operator()(const Key& key) const;
   };
   // A node has the id of its full block.
   struct Node {
@@ -90,6 +86,7 @@ class PrefixCache {
     int first_child = -1;
     int next_sibling = -1;
     int previous_sibling = -1;
+    int next_in_bucket = -1;
   };
   // Of a sliding block.
   struct Attachment {
@@ -98,6 +95,10 @@ class PrefixCache {
   };
 
   static Key MakeKey(int parent, std::span<const int32_t> tokens);
+  size_t Bucket(const Key& key) const;
+  int FindNode(const Key& key) const;  // -1: none
+  void AddNode(int node, const Key& key);
+  void RemoveNode(int node);
   void AttachSliding(int node, int sliding_block);
   void DetachSliding(int node);
   void Unlink(int node);
@@ -106,9 +107,12 @@ class PrefixCache {
   BlockPool& full_;
   BlockPool& sliding_;
   const int window_;
-  std::unordered_map<Key, int, HashKey> children_;
-  std::vector<Node> nodes_;              // [full blocks]
+  std::vector<Node> nodes_;  // [full blocks]
+  std::vector<int>
+      buckets_;  // [a power of two, few nodes each] first node of each, by hash; -1: none
   std::vector<Attachment> attachments_;  // [sliding blocks]
+  std::vector<int> pending_;             // of RemoveTree
+  int count_ = 0;                        // nodes in the tree
   uint64_t evicted_ = 0;
 };
 

@@ -243,31 +243,34 @@ void Scheduler::ReleaseFollowers() {
   for (RequestId leader : ready) ReleaseFollowersOf(leader);
 }
 
-std::optional<WorldPlan> Scheduler::NextPlan() {
-  if (!in_epoch() || held_ || plans_in_flight() >= options_.pipeline_depth) return std::nullopt;
+const WorldPlan* Scheduler::NextPlan() {
+  if (!in_epoch() || held_ || plans_in_flight() >= options_.pipeline_depth) return nullptr;
   AdmitQueued(clock_.Now());
-  WorldPlan plan{.step = next_step_, .groups = std::vector<internal::v1::StepPlan>(groups_.size())};
+  plan_.step = next_step_;
+  plan_.groups.resize(groups_.size());
   std::vector<GroupRows> rows;
   int total = 0;
   for (size_t group = 0; group < groups_.size(); ++group) {
-    rows.push_back(groups_[group]->AddTo(plan.groups[group]));
+    plan_.groups[group].Clear();
+    rows.push_back(groups_[group]->AddTo(plan_.groups[group]));
     total += rows.back().rows;
     Requeue(*groups_[group]);
   }
-  if (total == 0) return std::nullopt;
+  if (total == 0) return nullptr;
   ++next_step_;
   ReleaseFollowers();
   const ExchangeDecision decision = policy_.Decide(rows);
   for (size_t group = 0; group < groups_.size(); ++group) {
-    groups_[group]->Commit(plan.groups[group]);
-    plan.groups[group].set_epoch(*epoch_);
-    plan.groups[group].set_step(plan.step);
-    plan.groups[group].set_exchange_mode(decision.mode);
-    plan.groups[group].set_bucket(decision.bucket);
+    internal::v1::StepPlan& plan = plan_.groups[group];
+    groups_[group]->Commit(plan);
+    plan.set_epoch(*epoch_);
+    plan.set_step(plan_.step);
+    plan.set_exchange_mode(decision.mode);
+    plan.set_bucket(decision.bucket);
   }
-  in_flight_.push_back({.step = plan.step, .answers = 0, .longest = absl::ZeroDuration()});
+  in_flight_.push_back({.step = plan_.step, .answers = 0, .longest = absl::ZeroDuration()});
   counters_.max_plans_in_flight = std::max(counters_.max_plans_in_flight, plans_in_flight());
-  return plan;
+  return &plan_;
 }
 
 // In turns, until the next of each kind finds no room.
@@ -285,7 +288,12 @@ void Scheduler::AdmitQueued(absl::Time now) {
 }
 
 bool Scheduler::AdmitNext(Lane& lane, Lane& other, std::vector<int64_t>& loads, absl::Time now) {
-  Sequence* next = lane.queue.Next();
+  // Whom to admit is not asked in the many steps in which nobody can be.
+  const bool generates = &lane == &lanes_[0];
+  const bool slot = std::any_of(groups_.begin(), groups_.end(), [generates](const auto& group) {
+    return group->HasSlot(generates);
+  });
+  Sequence* next = slot ? lane.queue.Next() : nullptr;
   lane.lacks_blocks &= next != nullptr;
   if (next == nullptr || (other.lacks_blocks && other.passed_over >= kMaxPassedOver)) return false;
   int best = -1;

@@ -5,7 +5,7 @@
 //
 //   scheduler.BeginEpoch(epoch, cache);
 //   scheduler.Submit(id, request);
-//   while (auto plan = scheduler.NextPlan()) ... send plan->groups[dp_rank] to every rank ...
+//   while (const WorldPlan* plan = scheduler.NextPlan()) ... send plan->groups[dp_rank] ...
 //   RETURN_IF_ERROR(scheduler.OnResult(rank, result));   // of every rank
 //
 // Pure: one thread, no I/O, time only from the clock it is given. Requests that generate and
@@ -87,8 +87,9 @@ class Scheduler {
   // When to call Expire next; InfiniteFuture when nothing has a deadline.
   absl::Time NextDeadline() const;
 
-  // The next plan to send, or nothing: the pipeline is full, or there is nothing to compute.
-  std::optional<WorldPlan> NextPlan();
+  // The next plan to send, until the next call; null: the pipeline is full, or there is nothing to
+  // compute.
+  const WorldPlan* NextPlan();
 
   // The answer of `rank` to its oldest unanswered plan. Tokens go to the sinks from here. INTERNAL
   // when it is not such an answer: the epoch cannot go on.
@@ -156,6 +157,7 @@ class Scheduler {
   std::optional<uint64_t> epoch_;
   bool held_ = false;
   std::vector<std::unique_ptr<SequenceGroup>> groups_;  // [dp]
+  WorldPlan plan_;  // of NextPlan; keeps its memory from step to step
   FairShares shares_;
   std::array<Lane, 2> lanes_;  // generation, heads alone
   std::unordered_map<RequestId, std::vector<std::unique_ptr<Sequence>>> followers_;  // by leader

@@ -154,7 +154,7 @@ class RandomWorkload {
 
   void Plan() {
     const auto plan = scheduler_.NextPlan();
-    if (!plan.has_value()) return;
+    if (plan == nullptr) return;
     for (int group = 0; group < options_.shape.dp; ++group) CheckLimits(group, *plan);
     for (int rank = 0; rank < options_.shape.world(); ++rank) {
       sent_[rank].push_back(plan->groups[options_.shape.dp_rank(rank)]);

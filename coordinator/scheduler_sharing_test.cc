@@ -57,6 +57,19 @@ TEST(Preemption, WhenBlocksRunOutTheLaterSequencePausesAndBothGetAllTheirTokens)
   EXPECT_LT(computed_again[1], computed_again[0]);
 }
 
+TEST(Preemption, ASuspendedRequestGoesOnWithTheFirstPlanOfTheNextEpoch) {
+  World world;
+  const auto sink = world.Submit(1, 40, 5, IgnoreEos);
+  const WorldPlan* plan = world.scheduler.NextPlan();
+  ASSERT_NE(plan, nullptr);
+  world.sent.push_back(*plan);
+  world.Answer();
+  world.scheduler.Suspend();
+  world.Begin(2);
+  world.Run();
+  EXPECT_EQ(sink->tokens(), Expected(1, 40, 5));
+}
+
 TEST(Preemption, SlidingBlocksRunOutToo) {
   SchedulerOptions options;
   options.prefill_chunk = 32;

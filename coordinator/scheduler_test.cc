@@ -403,7 +403,7 @@ TEST(Scheduler, WhenTheEpochEndsEveryRequestEndsAndTheNextEpochStartsClean) {
     EXPECT_EQ(sink->outcome().status.code(), absl::StatusCode::kUnavailable);
   }
   EXPECT_EQ(sinks[0]->tokens(), Expected(1, 5, 1));
-  EXPECT_FALSE(world.scheduler.NextPlan().has_value());
+  EXPECT_EQ(world.scheduler.NextPlan(), nullptr);
   EXPECT_EQ(world.scheduler.counters().requests_failed, 4u);
   world.Begin(2);
   const auto sink = world.Submit(9, 5, 3);

@@ -9,10 +9,6 @@
 namespace conclave::coordinator {
 namespace {
 
-// Unanswered samples of one sequence at most. A sequence that turns out to have stopped then has
-// one further token computed, whatever the depth of the pipeline.
-constexpr int kMaxSamplesInFlight = 2;
-
 TokenEvent ToTokenEvent(const internal::v1::Sampled& sampled) {
   TokenEvent event{
       .token = static_cast<int>(sampled.token()), .logprob = sampled.logprob(), .top = {}};
@@ -40,29 +36,29 @@ absl::Duration Until(absl::Time start, absl::Time then, absl::Time now) {
 
 Sequence::Sequence(RequestId id, Request request, int context_length, absl::Time now)
     : id_(id),
+      priority_(request.priority),
+      compute_limit_(ComputeLimit(request, context_length)),
+      completion_limit_(CompletionLimit(request, context_length)),
+      prompt_tokens_(static_cast<int>(request.tokens.size())),
+      generates_(request.max_tokens > 0),
+      reads_prompt_(!request.heads.empty() || request.prompt_logprobs >= 0),
+      heeds_eos_(!request.ignore_eos),
+      has_stop_ids_(!request.stop_token_ids.empty()),
+      has_stop_strings_(request.stop_strings != nullptr),
+      tokens_(std::move(request.tokens)),
+      sink_(std::move(request.sink)),
       request_(std::move(request)),
-      prompt_tokens_(static_cast<int>(request_.tokens.size())),
-      completion_limit_(CompletionLimit(request_, context_length)),
-      compute_limit_(ComputeLimit(request_, context_length)),
       prompt_logprobs_(request_.first_prompt_logprob),
       submitted_(now) {
-  if (request_.stop_strings != nullptr) stop_matcher_.emplace(request_.stop_strings);
-}
-
-bool Sequence::RanksAbove(const Sequence& other) const {
-  if (request_.priority != other.request_.priority) {
-    return request_.priority > other.request_.priority;
-  }
-  return id_ < other.id_;
+  if (has_stop_strings_) stop_matcher_.emplace(request_.stop_strings);
 }
 
 bool Sequence::runs_to_its_limit() const {
-  return generates() && request_.ignore_eos && request_.stop_token_ids.empty() &&
-         request_.stop_strings == nullptr;
+  return generates_ && !heeds_eos_ && !has_stop_ids_ && !has_stop_strings_;
 }
 
 int Sequence::CacheLimit() const {
-  int limit = static_cast<int>(request_.tokens.size()) - 1;
+  int limit = static_cast<int>(tokens_.size()) - 1;
   for (const HeadRead& read : request_.heads) limit = std::min(limit, read.first);
   if (request_.prompt_logprobs >= 0 && prompt_logprobs_ < prompt_tokens_) {
     limit = std::min(limit, prompt_logprobs_ - 1);
@@ -70,15 +66,10 @@ int Sequence::CacheLimit() const {
   return cacheable() ? limit : 0;
 }
 
-bool Sequence::runnable() const {
-  return !ended_ && !preempted_ && planned_ < compute_limit_ &&
-         samples_in_flight_ < kMaxSamplesInFlight;
-}
-
 void Sequence::Admitted(int slot, int cached, absl::Time now, SchedulerCounters& counters) {
   slot_ = slot;
   cached_ = planned_ = cached;
-  prefill_end_ = static_cast<int>(request_.tokens.size());
+  prefill_end_ = static_cast<int>(tokens_.size());
   if (admitted_ != absl::InfiniteFuture()) return;
   counters.prompt_tokens += prompt_tokens_;
   counters.hit_tokens += cached;
@@ -94,25 +85,31 @@ internal::v1::Chunk* Sequence::AddChunk(int rows, internal::v1::StepPlan& plan) 
   chunk->set_slot(slot_);
   chunk->set_start_position(planned_);
   if (!decoding()) {
-    const auto first = request_.tokens.begin() + planned_;
+    const auto first = tokens_.begin() + planned_;
     chunk->mutable_tokens()->Add(first, first + rows);
   }
   const int end = planned_ + rows;
-  for (const HeadRead& read : request_.heads) {
-    const int first = std::max({read.first, planned_, accepted_});
-    const int last = std::min(read.first + read.count, end);
-    if (first >= last) continue;
-    internal::v1::HeadWant* want = chunk->add_heads();
-    want->set_head(read.head);
-    want->set_first(first - planned_);
-    want->set_count(last - first);
+  if (reads_prompt_) {
+    WantHeads(end, *chunk);
+    WantPromptLogprobs(end, *chunk);
   }
-  WantPromptLogprobs(end, *chunk);
   chunk->set_sample(generates() && end >= prefill_end_);
   planned_ = end;
   ++plans_in_flight_;
   samples_in_flight_ += chunk->sample() ? 1 : 0;
   return chunk;
+}
+
+void Sequence::WantHeads(int end, internal::v1::Chunk& chunk) const {
+  for (const HeadRead& read : request_.heads) {
+    const int first = std::max({read.first, planned_, accepted_});
+    const int last = std::min(read.first + read.count, end);
+    if (first >= last) continue;
+    internal::v1::HeadWant* want = chunk.add_heads();
+    want->set_head(read.head);
+    want->set_first(first - planned_);
+    want->set_count(last - first);
+  }
 }
 
 // Of rows up to position `end`: each is asked for the token after it. Not again those that were
@@ -124,7 +121,7 @@ void Sequence::WantPromptLogprobs(int end, internal::v1::Chunk& chunk) const {
   if (first >= last) return;
   internal::v1::LogprobWant* want = chunk.mutable_logprobs();
   want->set_first(first - planned_);
-  const auto target = request_.tokens.begin() + 1;
+  const auto target = tokens_.begin() + 1;
   want->mutable_targets()->Add(target + first, target + last);
   want->set_top(request_.prompt_logprobs);
 }
@@ -136,7 +133,7 @@ void Sequence::Introduce(internal::v1::NewSequence& introduction) {
   introduction.mutable_forced_expert_ids()->Add(request_.forced_expert_ids.begin(),
                                                 request_.forced_expert_ids.end());
   if (CountsTokens(request_.sampling)) {
-    introduction.mutable_history()->Add(request_.tokens.begin(), request_.tokens.end());
+    introduction.mutable_history()->Add(tokens_.begin(), tokens_.end());
   }
   if (cached_ == 0) return;
   introduction.set_cached_tokens(cached_);
@@ -146,11 +143,11 @@ void Sequence::Introduce(internal::v1::NewSequence& introduction) {
 }
 
 void Sequence::EnterInCache() {
-  const int known = std::min(planned_, static_cast<int>(request_.tokens.size()));
+  const int known = std::min(planned_, static_cast<int>(tokens_.size()));
+  if (!blocks_.CanEnter(known)) return;
   // Labels that are scored after one input share the tokens before the first that is asked for.
   const bool labels = request_.prompt_logprobs >= 0 && request_.first_prompt_logprob > 1;
-  blocks_.Enter(std::span<const int32_t>(request_.tokens).first(known),
-                labels ? request_.first_prompt_logprob : prompt_tokens_);
+  blocks_.Enter(tokens().first(known), labels ? request_.first_prompt_logprob : prompt_tokens_);
 }
 
 void Sequence::PlanAnswered(bool sampled) {
@@ -165,6 +162,7 @@ void Sequence::Withdraw() {
   preempted_ = introduced_ = false;
   slot_ = -1;
   planned_ = cached_ = 0;
+  last_plan = 0;  // it may come to another group, which counts its own
 }
 
 void Sequence::AcceptToken(const internal::v1::Sampled& sampled,
@@ -175,20 +173,20 @@ void Sequence::AcceptToken(const internal::v1::Sampled& sampled,
   TokenEvent event = ToTokenEvent(sampled);
   event.is_stop = IsStop(event.token, eos_token_ids);
   last_token_ = event.token;
-  if (stop_matcher_.has_value() && !event.is_stop) {
+  if (has_stop_strings_ && !event.is_stop) {
     const bool early = completion_tokens_ <= request_.min_tokens;
     const StopMatch match = stop_matcher_->Append(event.token, early);
     event.held_bytes = match.held_bytes;
     event.stop_string = match.string >= 0;
     if (event.stop_string) stop_string_ = request_.stop_strings->string(match.string);
   }
-  request_.sink->OnTokens(std::span<const TokenEvent>(&event, 1));
+  sink_->OnTokens(std::span<const TokenEvent>(&event, 1));
   if (event.is_stop || event.stop_string) {
     End(absl::OkStatus(), FinishReason::kStop, now, counters);
   } else if (completion_tokens_ == completion_limit_) {
     End(absl::OkStatus(), FinishReason::kLength, now, counters);
   } else {
-    request_.tokens.push_back(event.token);
+    tokens_.push_back(event.token);
   }
 }
 
@@ -200,20 +198,20 @@ void Sequence::AcceptTargetLogprobs(const internal::v1::TargetLogprobs& logprobs
   const int top = logprobs.top_tokens_size() / rows;
   std::vector<PromptLogprob> out(rows);
   for (int row = 0; row < rows; ++row) {
-    out[row].token = request_.tokens[first + row];
+    out[row].token = tokens_[first + row];
     out[row].logprob = logprobs.logprobs(row);
     for (int i = row * top; i < (row + 1) * top; ++i) {
       out[row].top.emplace_back(logprobs.top_tokens(i), logprobs.top_logprobs(i));
     }
   }
   prompt_logprobs_ = first + rows;
-  request_.sink->OnPromptLogprobs(out);
+  sink_->OnPromptLogprobs(out);
 }
 
 void Sequence::AcceptHeadLogits(const internal::v1::HeadLogits& logits) {
   CONCLAVE_CHECK(!ended_);
-  request_.sink->OnHeadLogits(logits.head(), logits.first_position(),
-                              std::span<const float>(logits.logits().data(), logits.logits_size()));
+  sink_->OnHeadLogits(logits.head(), logits.first_position(),
+                      std::span<const float>(logits.logits().data(), logits.logits_size()));
 }
 
 void Sequence::AcceptComputed(int end_position, absl::Time now, SchedulerCounters& counters) {
@@ -234,7 +232,7 @@ void Sequence::End(const absl::Status& status, FinishReason reason, absl::Time n
   } else {
     ++counters.requests_finished;
   }
-  const std::shared_ptr<RequestSink> sink = std::move(request_.sink);
+  const std::shared_ptr<RequestSink> sink = std::move(sink_);
   sink->OnEnd({.status = status,
                .reason = reason,
                .stop_string = stop_string_,
@@ -252,7 +250,7 @@ bool Sequence::IsStop(int token, const std::vector<int>& eos_token_ids) const {
   const auto holds = [token](const std::vector<int>& ids) {
     return std::find(ids.begin(), ids.end(), token) != ids.end();
   };
-  return (!request_.ignore_eos && holds(eos_token_ids)) || holds(request_.stop_token_ids);
+  return (heeds_eos_ && holds(eos_token_ids)) || (has_stop_ids_ && holds(request_.stop_token_ids));
 }
 
 }  // namespace conclave::coordinator

@@ -12,6 +12,7 @@
 // answered: the workers may still be writing its blocks.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -49,19 +50,23 @@ class Sequence {
   Sequence(RequestId id, Request request, int context_length, absl::Time now);
 
   RequestId id() const { return id_; }
+  // Without its tokens and its sink.
   const Request& request() const { return request_; }
   absl::Time deadline() const { return request_.deadline; }
   int prompt_tokens() const { return prompt_tokens_; }
-  bool generates() const { return request_.max_tokens > 0; }
+  bool generates() const { return generates_; }
   // Nothing but its limit ends it: its length is known.
   bool runs_to_its_limit() const;
   bool ended() const { return ended_; }
   // Of the higher rank are the higher priority and, among equals, the earlier request. Those of the
   // lowest rank give way when blocks run out.
-  bool RanksAbove(const Sequence& other) const;
+  bool RanksAbove(const Sequence& other) const {
+    if (priority_ != other.priority_) return priority_ > other.priority_;
+    return id_ < other.id_;
+  }
 
   // The prompt, and the tokens generated so far.
-  std::span<const int32_t> tokens() const { return request_.tokens; }
+  std::span<const int32_t> tokens() const { return tokens_; }
   // Tokens that may still be generated.
   int tokens_to_come() const { return completion_limit_ - completion_tokens_; }
   // Tokens at the beginning that need not be computed when the cache has them. The last one always
@@ -78,7 +83,10 @@ class Sequence {
   int prefill_end() const { return prefill_end_; }
   bool decoding() const { return planned_ >= prefill_end_; }
   // Something to compute may go into the next plan.
-  bool runnable() const;
+  bool runnable() const {
+    return !ended_ && !preempted_ && planned_ < compute_limit_ &&
+           samples_in_flight_ < kMaxSamplesInFlight;
+  }
 
   // Called when it gets its slot and begins to hold its blocks, `cached` tokens among them.
   void Admitted(int slot, int cached, absl::Time now, SchedulerCounters& counters);
@@ -99,6 +107,8 @@ class Sequence {
   void PlanAnswered(bool sampled);
   // Every plan that contained it is answered.
   bool quiet() const { return plans_in_flight_ == 0; }
+  // It has ended or was preempted, and no plan contains it any more.
+  bool leaving() const { return (ended_ || preempted_) && quiet(); }
 
   // It gives way: no further chunk. Once quiet, Withdraw makes it as it was in the queue, with the
   // tokens generated since.
@@ -125,31 +135,46 @@ class Sequence {
   uint64_t last_plan = 0;
 
  private:
+  // Unanswered samples of one sequence at most. A sequence that turns out to have stopped then has
+  // one further token computed, whatever the depth of the pipeline.
+  static constexpr int kMaxSamplesInFlight = 2;
+
+  void WantHeads(int end, internal::v1::Chunk& chunk) const;
   void WantPromptLogprobs(int end, internal::v1::Chunk& chunk) const;
   bool IsStop(int token, const std::vector<int>& eos_token_ids) const;
 
+  // What every step looks at comes first, together: with a thousand sequences, the cache lines that
+  // are touched are most of what a step costs.
   RequestId id_;
-  Request request_;  // its tokens grow by those generated
-  int prompt_tokens_;
-  int completion_limit_;
-  int compute_limit_;
-
+  int priority_;
   int slot_ = -1;
-  bool introduced_ = false;
-  bool preempted_ = false;
-  SequenceBlocks blocks_;
-  int prefill_end_ = 0;
-  int cached_ = 0;  // of this admission
   int planned_ = 0;
-  int accepted_ = 0;  // positions whose results have been accepted
+  int prefill_end_ = 0;
+  int compute_limit_;
   int plans_in_flight_ = 0;
   int samples_in_flight_ = 0;
+  int accepted_ = 0;  // positions whose results have been accepted
   int completion_tokens_ = 0;
-  int first_cached_ = 0;  // of the first admission
+  int completion_limit_;
+  int prompt_tokens_;
+  int last_token_ = 0;
+  bool generates_;
+  bool reads_prompt_;  // heads or log-probabilities of the prompt are asked for
+  bool heeds_eos_;
+  bool has_stop_ids_;
+  bool has_stop_strings_;
+  bool introduced_ = false;
+  bool preempted_ = false;
   bool ended_ = false;
+  SequenceBlocks blocks_;
+  std::vector<int32_t> tokens_;
+  std::shared_ptr<RequestSink> sink_;  // until the end
+
+  Request request_;
+  int cached_ = 0;        // of this admission
+  int first_cached_ = 0;  // of the first admission
   std::optional<StopMatcher> stop_matcher_;
   std::string stop_string_;  // once one is complete
-  int last_token_ = 0;
   // Log-probabilities of the prompt's tokens [first_prompt_logprob, prompt_logprobs_) have been
   // given out.
   int prompt_logprobs_;

@@ -37,7 +37,8 @@ SequenceGroup::SequenceGroup(const SchedulerOptions& options, const internal::v1
       counters_(counters),
       max_sequences_(static_cast<int>(cache.max_sequences())),
       pools_(std::make_unique<KvPools>(static_cast<int>(cache.full_blocks()),
-                                       static_cast<int>(cache.sliding_blocks()), options.window)) {
+                                       static_cast<int>(cache.sliding_blocks()), options.window)),
+      slots_(max_sequences_) {
   for (int slot = max_sequences_ - 1; slot >= 0; --slot) free_slots_.push_back(slot);
 }
 
@@ -47,9 +48,9 @@ int SequenceGroup::LongestChunk(const Sequence& sequence) const {
   return std::min(options_.prefill_chunk, sequence.prefill_end() - sequence.planned());
 }
 
-bool SequenceGroup::SlotFor(const Sequence& sequence) const {
+bool SequenceGroup::HasSlot(bool generates) const {
   if (free_slots_.empty()) return false;
-  if (!sequence.generates() || options_.head_labels.empty()) return true;
+  if (!generates || options_.head_labels.empty()) return true;
   return generating_ < max_sequences_ - max_sequences_ / kGenerationSlotsPerHeadSlot;
 }
 
@@ -67,7 +68,7 @@ BlockCount SequenceGroup::NeededBy(const Sequence& sequence, const PrefixCache::
 
 SequenceGroup::Offer SequenceGroup::Consider(const Sequence& sequence) const {
   Offer offer;
-  if (!SlotFor(sequence)) return offer;
+  if (!HasSlot(sequence.generates())) return offer;
   if (options_.prefix_cache) {
     offer.hit = pools_->cache.Find(sequence.tokens(), sequence.CacheLimit());
   }
@@ -93,15 +94,16 @@ void SequenceGroup::Admit(std::unique_ptr<Sequence> sequence, const PrefixCache:
   free_slots_.pop_back();
   ++running_;
   generating_ += sequence->generates() ? 1 : 0;
-  const auto place = std::find_if(resident_.rbegin(), resident_.rend(), [&](const auto& other) {
+  const auto place = std::find_if(resident_.rbegin(), resident_.rend(), [&](const Sequence* other) {
                        return other->RanksAbove(*sequence);
                      }).base();
-  resident_.insert(place, std::move(sequence));
+  resident_.insert(place, sequence.get());
+  slots_[sequence->slot()] = std::move(sequence);
 }
 
 int64_t SequenceGroup::Load() const {
   int64_t rows = 0;
-  for (const auto& sequence : resident_) {
+  for (const Sequence* sequence : resident_) {
     if (sequence->ended()) continue;
     rows += sequence->decoding() ? 1 : sequence->prefill_end() - sequence->planned();
   }
@@ -110,10 +112,11 @@ int64_t SequenceGroup::Load() const {
 
 GroupRows SequenceGroup::AddTo(internal::v1::StepPlan& plan) {
   GroupRows total;
-  forming_.clear();
-  AddPass(Pass::kDecode, plan, total);
-  if (plan_ % 2 == 0) AddPass(Pass::kShortPrompts, plan, total);
-  AddPass(Pass::kPrompts, plan, total);
+  forming_.chunks.clear();
+  forming_.heads.clear();
+  AddDecodeRows(plan, total);
+  if (plan_ % 2 == 0) AddPrompts(kShortPromptRows, plan, total);
+  AddPrompts(options_.context_length, plan, total);
   return total;
 }
 
@@ -121,28 +124,39 @@ void SequenceGroup::Commit(internal::v1::StepPlan& plan) {
   Append(freed_slots_, plan.mutable_freed_slots());
   freed_slots_.clear();
   in_flight_.push_back(std::move(forming_));
-  forming_ = {};
+  forming_ = std::exchange(spare_, {});
   ++plan_;
 }
 
-// A sequence whose prompt ends in this plan turns to decoding; it had its rows for this step.
-bool SequenceGroup::BelongsTo(Pass pass, const Sequence& sequence) const {
-  if (!sequence.runnable() || sequence.last_plan == plan_) return false;
-  if (pass == Pass::kDecode) return sequence.decoding();
-  if (sequence.decoding()) return false;
-  return pass == Pass::kPrompts || sequence.prefill_end() <= kShortPromptRows;
-}
-
 // Whoever is preempted ranks below, so stands behind: indices stay valid.
-void SequenceGroup::AddPass(Pass pass, internal::v1::StepPlan& plan, GroupRows& total) {
+void SequenceGroup::AddDecodeRows(internal::v1::StepPlan& plan, GroupRows& total) {
+  prompts_.clear();
   for (size_t i = 0; i < resident_.size() && total.rows < options_.max_step_tokens; ++i) {
     Sequence& sequence = *resident_[i];
-    if (!BelongsTo(pass, sequence)) continue;
-    if (!MakeRoomFor(sequence)) continue;
-    const int wanted = std::min(options_.max_step_tokens - total.rows, LongestChunk(sequence));
-    const int rows = sequence.blocks().RowsThatFit(sequence.planned(), wanted);
-    AddChunk(sequence, rows, plan, total);
+    if (!sequence.runnable()) continue;
+    if (sequence.decoding()) {
+      AddRows(sequence, plan, total);
+    } else {
+      prompts_.push_back(&sequence);
+    }
   }
+}
+
+void SequenceGroup::AddPrompts(int longest, internal::v1::StepPlan& plan, GroupRows& total) {
+  for (Sequence* sequence : prompts_) {
+    if (total.rows >= options_.max_step_tokens) return;
+    const bool left = sequence->slot() < 0 || !sequence->runnable();  // preempted meanwhile
+    if (left || sequence->last_plan == plan_ || sequence->prefill_end() > longest) continue;
+    AddRows(*sequence, plan, total);
+  }
+}
+
+void SequenceGroup::AddRows(Sequence& sequence, internal::v1::StepPlan& plan, GroupRows& total) {
+  const bool covered = sequence.planned() < sequence.blocks().covered();
+  if (!covered && !MakeRoomFor(sequence)) return;
+  const int wanted = std::min(options_.max_step_tokens - total.rows, LongestChunk(sequence));
+  const int rows = sequence.blocks().RowsThatFit(sequence.planned(), wanted);
+  AddChunk(sequence, rows, plan, total);
 }
 
 void SequenceGroup::AddChunk(Sequence& sequence, int rows, internal::v1::StepPlan& plan,
@@ -154,26 +168,43 @@ void SequenceGroup::AddChunk(Sequence& sequence, int rows, internal::v1::StepPla
   Append(delta.new_full, chunk->mutable_new_full_blocks());
   Append(delta.new_sliding, chunk->mutable_new_sliding_blocks());
   chunk->set_released_sliding_blocks(delta.released_sliding);
-  const BlockCount owed = sequence.owed;
-  const int taken = static_cast<int>(delta.new_full.size());
-  const int taken_sliding = static_cast<int>(delta.new_sliding.size());
-  SettleOwed(sequence, sequence.decoding()
-                           ? BlockCount()
-                           : BlockCount{.full = std::max(0, owed.full - taken),
-                                        .sliding = std::max(0, owed.sliding - taken_sliding)});
+  if (sequence.owed.full + sequence.owed.sliding > 0) SettleTaken(sequence, delta);
   sequence.EnterInCache();
   sequence.last_plan = plan_;
-  forming_.push_back(
-      {.sequence = &sequence,
-       .start = start,
-       .rows = rows,
-       .sample = chunk->sample(),
-       .heads = {chunk->heads().begin(), chunk->heads().end()},
-       .targets = chunk->logprobs().targets_size(),
-       .first_target = start + static_cast<int>(chunk->logprobs().first()),
-       .top = std::min(static_cast<int>(chunk->logprobs().top()), options_.vocab_size)});
+  Expect(sequence, start, rows, *chunk);
   total.rows += rows;
   total.longest_chunk = std::max(total.longest_chunk, rows);
+}
+
+void SequenceGroup::Expect(Sequence& sequence, int start, int rows,
+                           const internal::v1::Chunk& chunk) {
+  PlannedChunk& planned = forming_.chunks.emplace_back();
+  planned.sequence = &sequence;
+  planned.slot = sequence.slot();
+  planned.start = start;
+  planned.rows = rows;
+  planned.sample = chunk.sample();
+  planned.heads = chunk.heads_size();
+  for (const internal::v1::HeadWant& want : chunk.heads()) {
+    forming_.heads.push_back({.head = static_cast<int>(want.head()),
+                              .first = start + static_cast<int>(want.first()),
+                              .count = static_cast<int>(want.count())});
+  }
+  if (!chunk.has_logprobs()) return;
+  const internal::v1::LogprobWant& logprobs = chunk.logprobs();
+  planned.targets = logprobs.targets_size();
+  planned.first_target = start + static_cast<int>(logprobs.first());
+  planned.top = std::min(static_cast<int>(logprobs.top()), options_.vocab_size);
+}
+
+// What was promised for a prompt is no longer when it is taken, or the prompt is computed.
+void SequenceGroup::SettleTaken(Sequence& sequence, const BlockDelta& delta) {
+  BlockCount owed;
+  if (!sequence.decoding()) {
+    owed.full = std::max(0, sequence.owed.full - static_cast<int>(delta.new_full.size()));
+    owed.sliding = std::max(0, sequence.owed.sliding - static_cast<int>(delta.new_sliding.size()));
+  }
+  SettleOwed(sequence, owed);
 }
 
 void SequenceGroup::SettleOwed(Sequence& sequence, BlockCount owed) {
@@ -193,7 +224,7 @@ bool SequenceGroup::MakeRoomFor(const Sequence& sequence) {
     if (victim == nullptr) return false;
     victim->Preempt();
     ++counters_.preemptions;
-    LeaveIfDone(*victim);
+    if (victim->leaving()) Leave(*victim);
   }
   return true;
 }
@@ -201,7 +232,7 @@ bool SequenceGroup::MakeRoomFor(const Sequence& sequence) {
 // Blocks of sequences that wait for the answers of plans, to give them back.
 BlockCount SequenceGroup::Returning() const {
   BlockCount total;
-  for (const auto& sequence : resident_) {
+  for (const Sequence* sequence : resident_) {
     if (!sequence->ended() && !sequence->preempted()) continue;
     const BlockCount held = sequence->blocks().Exclusive();
     total.full += held.full;
@@ -214,7 +245,7 @@ Sequence* SequenceGroup::LowestBelow(const Sequence& sequence) {
   for (auto other = resident_.rbegin(); other != resident_.rend(); ++other) {
     if (!sequence.RanksAbove(**other)) return nullptr;
     if ((*other)->ended() || (*other)->preempted()) continue;
-    return other->get();
+    return *other;
   }
   return nullptr;
 }
@@ -223,20 +254,20 @@ absl::Status SequenceGroup::OnResult(const internal::v1::StepResult& result, abs
                                      std::vector<Ended>& ended) {
   CONCLAVE_CHECK(!in_flight_.empty());
   RETURN_IF_ERROR(Check(in_flight_.front(), result));
-  RETURN_IF_ERROR(CheckTargets(in_flight_.front(), result));
-  const PlannedStep step = std::move(in_flight_.front());
+  spare_ = std::move(in_flight_.front());
   in_flight_.pop_front();
   ResultPlace place;
-  for (const PlannedChunk& chunk : step) {
-    const bool had_ended = chunk.sequence->ended();
+  for (const PlannedChunk& chunk : spare_.chunks) {
+    Sequence& sequence = *chunk.sequence;
+    const bool had_ended = sequence.ended();
     Deliver(chunk, result, place, now);
     counters_.tokens_computed += chunk.rows;
-    if (chunk.sequence->ended() && !had_ended) {
-      ended.push_back({chunk.sequence->id(), chunk.sequence->tokens_to_come()});
+    if (sequence.ended() && !had_ended) {
+      ended.push_back({sequence.id(), sequence.tokens_to_come()});
       --running_;
     }
-    chunk.sequence->PlanAnswered(chunk.sample);
-    LeaveIfDone(*chunk.sequence);
+    sequence.PlanAnswered(chunk.sample);
+    if (sequence.leaving()) Leave(sequence);
   }
   return absl::OkStatus();
 }
@@ -244,82 +275,80 @@ absl::Status SequenceGroup::OnResult(const internal::v1::StepResult& result, abs
 // Everything that was asked for is there, in the order of the plan, and nothing else.
 absl::Status SequenceGroup::Check(const PlannedStep& step,
                                   const internal::v1::StepResult& result) const {
-  int samples = 0;
-  int heads = 0;
-  for (const PlannedChunk& chunk : step) {
-    const int slot = chunk.sequence->slot();
-    if (chunk.sample) {
-      const int position = chunk.start + chunk.rows;
-      if (samples == result.sampled_size() ||
-          static_cast<int>(result.sampled(samples).slot()) != slot ||
-          static_cast<int>(result.sampled(samples).position()) != position) {
-        return absl::InternalError(
-            fmt::format("step {}: no token of slot {} at position {} as sample {} of {}",
-                        result.step(), slot, position, samples, result.sampled_size()));
-      }
-      const uint32_t token = result.sampled(samples++).token();
-      if (token >= static_cast<uint32_t>(options_.vocab_size)) {
-        return absl::InternalError(fmt::format("step {}: sampled token {}, the vocabulary has {}",
-                                               result.step(), token, options_.vocab_size));
-      }
+  ResultPlace place;
+  for (const PlannedChunk& chunk : step.chunks) {
+    if (chunk.sample) RETURN_IF_ERROR(CheckSample(chunk, result, place.sample++));
+    for (int i = 0; i < chunk.heads; ++i, ++place.head) {
+      RETURN_IF_ERROR(CheckHead(chunk, step.heads[place.head], result, place.head));
     }
-    for (const internal::v1::HeadWant& want : chunk.heads) {
-      const int64_t first = chunk.start + want.first();
-      const int64_t values = int64_t{want.count()} * options_.head_labels[want.head()];
-      if (heads == result.head_logits_size() ||
-          static_cast<int>(result.head_logits(heads).slot()) != slot ||
-          result.head_logits(heads).head() != want.head() ||
-          result.head_logits(heads).first_position() != first ||
-          result.head_logits(heads).logits_size() != values) {
-        return absl::InternalError(fmt::format(
-            "step {}: no {} logits of head {} of slot {} from position {} on as entry "
-            "{} of {}",
-            result.step(), values, want.head(), slot, first, heads, result.head_logits_size()));
-      }
-      ++heads;
-    }
+    if (chunk.targets > 0) RETURN_IF_ERROR(CheckTargets(chunk, result, place.target++));
   }
-  if (samples != result.sampled_size() || heads != result.head_logits_size()) {
-    return absl::InternalError(fmt::format(
-        "step {}: {} samples and {} head entries, {} and {} were asked for", result.step(),
-        result.sampled_size(), result.head_logits_size(), samples, heads));
+  if (place.sample == result.sampled_size() && place.head == result.head_logits_size() &&
+      place.target == result.target_logprobs_size()) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  return absl::InternalError(
+      fmt::format("step {}: {} samples, {} head entries and {} entries of log-probabilities, {}, "
+                  "{} and {} were "
+                  "asked for",
+                  result.step(), result.sampled_size(), result.head_logits_size(),
+                  result.target_logprobs_size(), place.sample, place.head, place.target));
 }
 
-absl::Status SequenceGroup::CheckTargets(const PlannedStep& step,
-                                         const internal::v1::StepResult& result) const {
-  int entries = 0;
-  for (const PlannedChunk& chunk : step) {
-    if (chunk.targets == 0) continue;
-    const int slot = chunk.sequence->slot();
-    const int top = chunk.targets * chunk.top;
-    if (entries == result.target_logprobs_size() ||
-        static_cast<int>(result.target_logprobs(entries).slot()) != slot ||
-        static_cast<int>(result.target_logprobs(entries).first_position()) != chunk.first_target ||
-        result.target_logprobs(entries).logprobs_size() != chunk.targets ||
-        result.target_logprobs(entries).top_tokens_size() != top ||
-        result.target_logprobs(entries).top_logprobs_size() != top) {
-      return absl::InternalError(fmt::format(
-          "step {}: no {} log-probabilities of slot {} from position {} on, {} most likely each, "
-          "as entry {} of {}",
-          result.step(), chunk.targets, slot, chunk.first_target, chunk.top, entries,
-          result.target_logprobs_size()));
-    }
-    ++entries;
+absl::Status SequenceGroup::CheckSample(const PlannedChunk& chunk,
+                                        const internal::v1::StepResult& result, int sample) const {
+  const int position = chunk.start + chunk.rows;
+  if (sample == result.sampled_size() ||
+      static_cast<int>(result.sampled(sample).slot()) != chunk.slot ||
+      static_cast<int>(result.sampled(sample).position()) != position) {
+    return absl::InternalError(
+        fmt::format("step {}: no token of slot {} at position {} as sample {} of {}", result.step(),
+                    chunk.slot, position, sample, result.sampled_size()));
   }
-  if (entries == result.target_logprobs_size()) return absl::OkStatus();
-  return absl::InternalError(
-      fmt::format("step {}: {} entries of log-probabilities, {} were asked "
-                  "for",
-                  result.step(), result.target_logprobs_size(), entries));
+  const uint32_t token = result.sampled(sample).token();
+  if (token < static_cast<uint32_t>(options_.vocab_size)) return absl::OkStatus();
+  return absl::InternalError(fmt::format("step {}: sampled token {}, the vocabulary has {}",
+                                         result.step(), token, options_.vocab_size));
+}
+
+absl::Status SequenceGroup::CheckHead(const PlannedChunk& chunk, const HeadRead& read,
+                                      const internal::v1::StepResult& result, int head) const {
+  const int64_t values = int64_t{read.count} * options_.head_labels[read.head];
+  if (head < result.head_logits_size() &&
+      static_cast<int>(result.head_logits(head).slot()) == chunk.slot &&
+      static_cast<int>(result.head_logits(head).head()) == read.head &&
+      static_cast<int>(result.head_logits(head).first_position()) == read.first &&
+      result.head_logits(head).logits_size() == values) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(fmt::format(
+      "step {}: no {} logits of head {} of slot {} from position {} on as entry {} of {}",
+      result.step(), values, read.head, chunk.slot, read.first, head, result.head_logits_size()));
+}
+
+absl::Status SequenceGroup::CheckTargets(const PlannedChunk& chunk,
+                                         const internal::v1::StepResult& result, int target) const {
+  const int top = chunk.targets * chunk.top;
+  if (target < result.target_logprobs_size() &&
+      static_cast<int>(result.target_logprobs(target).slot()) == chunk.slot &&
+      static_cast<int>(result.target_logprobs(target).first_position()) == chunk.first_target &&
+      result.target_logprobs(target).logprobs_size() == chunk.targets &&
+      result.target_logprobs(target).top_tokens_size() == top &&
+      result.target_logprobs(target).top_logprobs_size() == top) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(fmt::format(
+      "step {}: no {} log-probabilities of slot {} from position {} on, {} most likely each, as "
+      "entry {} of {}",
+      result.step(), chunk.targets, chunk.slot, chunk.first_target, chunk.top, target,
+      result.target_logprobs_size()));
 }
 
 void SequenceGroup::Deliver(const PlannedChunk& chunk, const internal::v1::StepResult& result,
                             ResultPlace& place, absl::Time now) {
   Sequence& sequence = *chunk.sequence;
   const int first_head = place.head;
-  place.head += static_cast<int>(chunk.heads.size());
+  place.head += chunk.heads;
   const int target = place.target;
   if (chunk.targets > 0) ++place.target;
   if (sequence.ended()) {
@@ -338,7 +367,7 @@ void SequenceGroup::End(Sequence& sequence, const absl::Status& status, FinishRe
                         absl::Time now) {
   sequence.End(status, reason, now, counters_);
   --running_;
-  LeaveIfDone(sequence);
+  if (sequence.leaving()) Leave(sequence);
 }
 
 void SequenceGroup::PreemptAll() {
@@ -347,7 +376,7 @@ void SequenceGroup::PreemptAll() {
     Sequence& sequence = *resident_.back();
     sequence.Preempt();
     ++counters_.preemptions;
-    LeaveIfDone(sequence);
+    Leave(sequence);
   }
 }
 
@@ -355,10 +384,8 @@ std::vector<std::unique_ptr<Sequence>> SequenceGroup::TakePreempted() {
   return std::exchange(withdrawn_, {});
 }
 
-// A sequence that has ended or was preempted leaves when no plan contains it any more. One that has
-// ended is destroyed: its blocks return to the pools.
-void SequenceGroup::LeaveIfDone(Sequence& sequence) {
-  if (!sequence.quiet() || (!sequence.ended() && !sequence.preempted())) return;
+// One that has ended is destroyed: its blocks return to the pools.
+void SequenceGroup::Leave(Sequence& sequence) {
   std::unique_ptr<Sequence> leaving = Remove(sequence);
   leaving->EnterInCache();
   if (leaving->ended()) return;
@@ -372,12 +399,10 @@ std::unique_ptr<Sequence> SequenceGroup::Remove(Sequence& sequence) {
   if (sequence.introduced()) freed_slots_.push_back(sequence.slot());
   generating_ -= sequence.generates() ? 1 : 0;
   SettleOwed(sequence, {});
-  const auto entry = std::find_if(resident_.begin(), resident_.end(),
-                                  [&](const auto& other) { return other.get() == &sequence; });
+  const auto entry = std::find(resident_.begin(), resident_.end(), &sequence);
   CONCLAVE_CHECK(entry != resident_.end());
-  std::unique_ptr<Sequence> removed = std::move(*entry);
   resident_.erase(entry);
-  return removed;
+  return std::move(slots_[sequence.slot()]);
 }
 
 }  // namespace conclave::coordinator

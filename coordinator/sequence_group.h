@@ -39,6 +39,8 @@ class SequenceGroup {
     PrefixCache::Hit hit;
   };
   Offer Consider(const Sequence& sequence) const;
+  // Whether there is a slot for a sequence that generates, or for one that only reads heads.
+  bool HasSlot(bool generates) const;
 
   // Takes a sequence that fits, by the offer made since the last change of the group.
   void Admit(std::unique_ptr<Sequence> sequence, const PrefixCache::Hit& hit, absl::Time now);
@@ -79,37 +81,47 @@ class SequenceGroup {
   // What a plan asked of one sequence, kept until the answer.
   struct PlannedChunk {
     Sequence* sequence = nullptr;
+    int slot = 0;
     int start = 0;
     int rows = 0;
     bool sample = false;
-    std::vector<internal::v1::HeadWant> heads;
+    int heads = 0;         // the next so many of the step
     int targets = 0;       // log-probabilities of given tokens
     int first_target = 0;  // position of the row asked for the first
     int top = 0;
   };
-  using PlannedStep = std::vector<PlannedChunk>;
-  enum class Pass { kDecode, kShortPrompts, kPrompts };
+  struct PlannedStep {
+    std::vector<PlannedChunk> chunks;
+    std::vector<HeadRead> heads;
+  };
 
   int LongestChunk(const Sequence& sequence) const;
-  bool SlotFor(const Sequence& sequence) const;
   BlockCount NeededBy(const Sequence& sequence, const PrefixCache::Hit& hit) const;
-  bool BelongsTo(Pass pass, const Sequence& sequence) const;
-  void AddPass(Pass pass, internal::v1::StepPlan& plan, GroupRows& total);
+  void AddDecodeRows(internal::v1::StepPlan& plan, GroupRows& total);
+  void AddPrompts(int longest, internal::v1::StepPlan& plan, GroupRows& total);
+  void AddRows(Sequence& sequence, internal::v1::StepPlan& plan, GroupRows& total);
   void AddChunk(Sequence& sequence, int rows, internal::v1::StepPlan& plan, GroupRows& total);
+  void Expect(Sequence& sequence, int start, int rows, const internal::v1::Chunk& chunk);
+  void SettleTaken(Sequence& sequence, const BlockDelta& delta);
   bool MakeRoomFor(const Sequence& sequence);
   BlockCount Returning() const;
   Sequence* LowestBelow(const Sequence& sequence);
-  absl::Status Check(const PlannedStep& step, const internal::v1::StepResult& result) const;
-  absl::Status CheckTargets(const PlannedStep& step, const internal::v1::StepResult& result) const;
   // The next entries of a result.
   struct ResultPlace {
     int sample = 0;
     int head = 0;
     int target = 0;
   };
+  absl::Status Check(const PlannedStep& step, const internal::v1::StepResult& result) const;
+  absl::Status CheckSample(const PlannedChunk& chunk, const internal::v1::StepResult& result,
+                           int sample) const;
+  absl::Status CheckHead(const PlannedChunk& chunk, const HeadRead& read,
+                         const internal::v1::StepResult& result, int head) const;
+  absl::Status CheckTargets(const PlannedChunk& chunk, const internal::v1::StepResult& result,
+                            int target) const;
   void Deliver(const PlannedChunk& chunk, const internal::v1::StepResult& result,
                ResultPlace& place, absl::Time now);
-  void LeaveIfDone(Sequence& sequence);
+  void Leave(Sequence& sequence);
   std::unique_ptr<Sequence> Remove(Sequence& sequence);
   void SettleOwed(Sequence& sequence, BlockCount owed);
 
@@ -117,11 +129,14 @@ class SequenceGroup {
   SchedulerCounters& counters_;
   const int max_sequences_;
   std::unique_ptr<KvPools> pools_;                    // outlives the sequences
-  std::vector<std::unique_ptr<Sequence>> resident_;   // by rank, highest first
+  std::vector<std::unique_ptr<Sequence>> slots_;      // [max_sequences] owns the residents
+  std::vector<Sequence*> resident_;                   // by rank, highest first
   std::vector<std::unique_ptr<Sequence>> withdrawn_;  // until TakePreempted
   std::vector<int> free_slots_;                       // stack
   std::vector<int> freed_slots_;                      // workers do not know yet
+  std::vector<Sequence*> prompts_;                    // of AddTo: residents that do not decode yet
   PlannedStep forming_;                               // between AddTo and Commit
+  PlannedStep spare_;                                 // keeps its memory for a later step
   std::deque<PlannedStep> in_flight_;                 // oldest first
   BlockCount owed_;                                   // sum of the residents'
   int running_ = 0;                                   // resident and not ended
