@@ -65,7 +65,8 @@ TEST(JsonShapesTest, AnEmptyGenerationHasEmptyArrays) {
 TEST(JsonShapesTest, SequenceLabelsAreAnArrayOfObjects) {
   const auto one =
       Parse<v1::SequenceClassification>(R"(labels { label: "good" score: 0.75 logit: 1.5 })");
-  EXPECT_EQ(Dump(SequenceJson(one)), R"({"labels":[{"label":"good","score":0.75,"logit":1.5}]})");
+  EXPECT_EQ(Dump(SequenceJson(one)),
+            R"({"labels":[{"label":"good","score":0.75,"logit":1.5}],"truncated":false})");
 }
 
 TEST(JsonShapesTest, TokenLabelsAndSpans) {
@@ -76,7 +77,7 @@ TEST(JsonShapesTest, TokenLabelsAndSpans) {
   EXPECT_EQ(Dump(TokensJson(result)),
             R"({"tokens":[{"token":3,"label":"B-X","score":0.5,"logits":[1.0,-1.0],)"
             R"("start_byte":0,"end_byte":4}],"spans":[{"label":"X","score":0.5,"start_byte":0,)"
-            R"("end_byte":4,"start_char":0,"end_char":3,"text":"abc"}]})");
+            R"("end_byte":4,"start_char":0,"end_char":3,"text":"abc"}],"truncated":false})");
 }
 
 TEST(JsonShapesTest, ClusterNamesEveryField) {
