@@ -215,6 +215,7 @@ void EngineLoop::Run() {
     drainer_.Advance(posted_.load());
     SendPlans();
     Publish();
+    AnswerReports();
   }
   mailbox_.Close();
   rebalancer_.Fail(absl::UnavailableError("the coordinator stops"));
@@ -223,6 +224,7 @@ void EngineLoop::Run() {
   cluster_.Shutdown();
   while (!mailbox_.closed()) Hear();  // ends what was submitted meanwhile
   Publish();
+  AnswerReports();
 }
 
 // Waits for a message and handles those that are there. True when everything has been heard that
@@ -285,14 +287,24 @@ void EngineLoop::Handle(GoneMessage& message) {
 }
 
 void EngineLoop::Handle(ReportMessage& message) {
-  EngineReport report = MakeReport();
+  reports_asked_.push_back(std::move(message.reply));
+}
+
+// At the end of a round: what Serving says agrees with the report, and both with all that had been
+// said when the report was asked for.
+void EngineLoop::AnswerReports() {
+  if (reports_asked_.empty()) return;
+  const EngineReport report = MakeReport();
   {
     absl::MutexLock lock(&mutex_);
     published_.report = report;
   }
-  absl::MutexLock lock(&message.reply->mutex);
-  message.reply->report = std::move(report);
-  message.reply->done = true;
+  for (const std::shared_ptr<ReportReply>& reply : reports_asked_) {
+    absl::MutexLock lock(&reply->mutex);
+    reply->report = report;
+    reply->done = true;
+  }
+  reports_asked_.clear();
 }
 
 void EngineLoop::Handle(RebalanceMessage& message) {

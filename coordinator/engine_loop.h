@@ -172,6 +172,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
   void FollowCluster();
   void SendPlans();
   void Publish();
+  void AnswerReports();
   EngineReport MakeReport() const;
   RequestLimits Limits() const;
 
@@ -194,6 +195,7 @@ class EngineLoop final : public Engine, public WorkerEvents {
   Cluster cluster_;
   Scheduler scheduler_;
   Rebalancer rebalancer_;
+  std::vector<std::shared_ptr<ReportReply>> reports_asked_;  // in this round
   Drainer drainer_;
   Handover handover_;
   uint64_t scheduled_epoch_ = 0;

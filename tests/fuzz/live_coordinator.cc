@@ -56,8 +56,12 @@ void FakeWorker::Join(const std::shared_ptr<FakeWorker>& worker) {
   std::thread([worker] { worker->Run(); }).detach();
 }
 
-void FakeWorker::SayBeforeNextAnswer(WorkerMessage message, bool current) {
-  injections_.Post({.message = std::move(message), .current = current});
+std::shared_ptr<absl::Notification> FakeWorker::SayBeforeNextAnswer(WorkerMessage message,
+                                                                    bool current) {
+  Injection injection{.message = std::move(message), .current = current};
+  auto said = injection.said;
+  injections_.Post(std::move(injection));
+  return said;
 }
 
 void FakeWorker::Send(internal::v1::CoordinatorMessage message) {
@@ -99,8 +103,13 @@ void FakeWorker::Load(const internal::v1::Assignment& assignment) {
 void FakeWorker::Answer(const internal::v1::StepPlan& plan) {
   WorkerMessage message;
   *message.mutable_step_result() = rank_->Execute(plan);
-  if (auto injection = injections_.Take(absl::ZeroDuration())) Inject(*std::move(injection), plan);
+  std::shared_ptr<absl::Notification> said;
+  if (auto injection = injections_.Take(absl::ZeroDuration())) {
+    said = injection->said;
+    Inject(*std::move(injection), plan);
+  }
   engine_.OnWorkerMessage(kWorker, std::move(message));
+  if (said != nullptr) said->Notify();
 }
 
 void FakeWorker::Inject(Injection injection, const internal::v1::StepPlan& plan) {
@@ -163,6 +172,7 @@ LiveCoordinator::LiveCoordinator() : model_(LoadDemo()) {
 }
 
 void LiveCoordinator::WaitServing() {
+  engine_->Snapshot();  // lets the loop go round
   if (engine_->Serving()) return;
   const absl::Time limit = absl::Now() + absl::Seconds(20) * base::TimeScale();
   while (!engine_->Serving()) {
@@ -171,7 +181,7 @@ void LiveCoordinator::WaitServing() {
       CONCLAVE_CHECK(!"the group serves");
     }
     clock_.Advance(absl::Seconds(20));  // past the pause after a fault
-    engine_->Snapshot();                // lets the loop go round
+    engine_->Snapshot();
   }
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 
+#include "absl/synchronization/notification.h"
 #include "base/clock.h"
 #include "base/executor.h"
 #include "base/mailbox.h"
@@ -33,8 +34,10 @@ class FakeWorker final : public coordinator::WorkerLink {
   // Registers and starts the thread, which runs as long as the process.
   static void Join(const std::shared_ptr<FakeWorker>& worker);
   // The worker says `message` just before its next answer to a plan. Where the two carry one, the
-  // message's epoch (and step) become those of the plan if `current`.
-  void SayBeforeNextAnswer(internal::v1::WorkerMessage message, bool current);
+  // message's epoch (and step) become those of the plan if `current`. Notified when both are said:
+  // what was said may end a stream, and the answer the epoch after it.
+  std::shared_ptr<absl::Notification> SayBeforeNextAnswer(internal::v1::WorkerMessage message,
+                                                          bool current);
 
   void Send(internal::v1::CoordinatorMessage message) override;
   void Close() override;
@@ -44,6 +47,7 @@ class FakeWorker final : public coordinator::WorkerLink {
   struct Injection {
     internal::v1::WorkerMessage message;
     bool current = false;
+    std::shared_ptr<absl::Notification> said = std::make_shared<absl::Notification>();
   };
 
   void Run();
@@ -66,7 +70,8 @@ class LiveCoordinator {
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
   FakeWorker& worker() { return *worker_; }
 
-  // Until the group serves; ends the process when it does not.
+  // Until the group serves, all that was said to it before considered; ends the process when it
+  // does not.
   void WaitServing();
 
  private:

@@ -255,13 +255,16 @@ void Join(uint8_t options, std::string_view body) {
 void MemberSays(uint8_t options, std::string_view body) {
   internal::v1::WorkerMessage message;
   if (!message.ParseFromArray(body.data(), static_cast<int>(body.size()))) return;
-  LiveCoordinator::Get().worker().SayBeforeNextAnswer(std::move(message), (options & 1) != 0);
+  const auto said =
+      LiveCoordinator::Get().worker().SayBeforeNextAnswer(std::move(message), (options & 1) != 0);
   v1::GenerateRequest request;
   request.mutable_prompt()->mutable_tokens()->add_ids(7);
   request.mutable_stop()->set_max_tokens(4);
   request.mutable_stop()->set_ignore_eos(true);
   const std::string bytes = request.SerializeAsString();
   CheckStream(Call(kGenerate, {bytes}, kPatience), true);
+  // Else the answer after a wrong one that passed would end the next call's epoch.
+  CONCLAVE_CHECK(said->WaitForNotificationWithTimeout(kPatience));
 }
 
 constexpr void (*kMethods[])(uint8_t options, std::string_view body) = {
