@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -17,7 +18,7 @@ namespace {
 
 constexpr int kMaxSeconds = std::numeric_limits<int>::max() / 1000;  // gRPC counts milliseconds
 constexpr int kMinMessageBytes = 1 << 10;
-constexpr int kKeepaliveTimeoutMs = 20'000;
+constexpr int kKeepaliveTimeoutMs = 20'000;  // or the silence before it, if that is shorter
 // Workers and long streams may ask this often whether we are still here.
 constexpr int kMinPingMs = 5'000;
 
@@ -178,7 +179,8 @@ void LimitConnections(const ProtectionOptions& options, grpc::ServerBuilder& bui
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
   if (options.keepalive_seconds > 0) {
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_seconds * 1000);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                               std::min(options.keepalive_seconds * 1000, kKeepaliveTimeoutMs));
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     // Else gRPC asks twice and then no more until it has something to send.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);

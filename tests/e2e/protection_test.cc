@@ -448,34 +448,5 @@ TEST(ProtectionStartTest, AWorkersPortOpenToOthersIsRefused) {
   EXPECT_THAT(serve.err, HasSubstr("--internal-secret FILE"));
 }
 
-TEST(ProtectionStartTest, AClientThatDoesNotReadLosesItsStreamAndAPromptMayBeTooLong) {
-  Server server({.args = {"--max-unread-bytes", "50000", "--max-prompt-tokens", "8"}});
-  ASSERT_TRUE(server.WaitServing()) << server.log();
-  // Three times what may wait, and what gRPC's buffers hold beside it.
-  v1::GenerateRequest request = GreedyRequest({1, 2, 3}, 200);
-  request.set_n(16);
-  request.set_logprobs(20);
-  grpc::ChannelArguments small;  // gRPC's own window grows with what it sees the line carry
-  small.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  small.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1 << 16);
-  const auto channel =
-      grpc::CreateCustomChannel(server.address(), grpc::InsecureChannelCredentials(), small);
-  grpc::ClientContext context;
-  const auto reader = v1::GenerationService::NewStub(channel)->Generate(&context, request);
-  const absl::Time end = absl::Now() + Scaled(absl::Seconds(30));
-  while (server.Cluster().counters().requests_cancelled() < 16 && absl::Now() < end) {
-    absl::SleepFor(absl::Milliseconds(10));
-  }
-  size_t tokens = 0;
-  for (v1::GenerateResponse part; reader->Read(&part);) tokens += part.tokens_size();
-  const grpc::Status status = reader->Finish();
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
-  EXPECT_GT(tokens, 0u);
-  EXPECT_LT(tokens, 16u * 200u);
-  const auto longer = GenerateOne(server.channel(), GreedyRequest(Tokens(9, 1), 4));
-  EXPECT_EQ(longer.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(longer.status().message()), HasSubstr("--max-prompt-tokens 8"));
-}
-
 }  // namespace
 }  // namespace conclave::tests
