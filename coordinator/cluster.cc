@@ -258,9 +258,11 @@ void Cluster::TryForm() {
 
 // Members by rank; the rest are spares.
 std::vector<ClusterMember*> Cluster::ChooseRanks() {
-  std::vector<std::optional<int>> previous;
-  for (const auto& [id, member] : members_) previous.push_back(member.previous_rank);
-  const std::vector<int> ranks = AssignRanks(previous, world());
+  std::vector<RankCandidate> workers;
+  for (const auto& [id, member] : members_) {
+    workers.push_back({.previous = member.previous_rank, .host = member.registration.host()});
+  }
+  const std::vector<int> ranks = AssignRanks(workers, options_.shape);
   std::vector<ClusterMember*> by_rank(world(), nullptr);
   auto rank = ranks.begin();
   for (auto& [id, member] : members_) {

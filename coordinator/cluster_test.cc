@@ -53,15 +53,37 @@ struct Group {
 };
 
 TEST(RankAssignment, WorkersKeepTheirRanksAndOthersFillTheGaps) {
-  EXPECT_THAT(AssignRanks(std::vector<std::optional<int>>(3), 3), ElementsAre(0, 1, 2));
-  EXPECT_THAT(AssignRanks(std::vector<std::optional<int>>{2, std::nullopt, 0}, 3),
-              ElementsAre(2, 1, 0));
+  const auto assign = [](std::vector<std::optional<int>> previous, int world) {
+    std::vector<RankCandidate> workers;
+    for (const auto& rank : previous) workers.push_back({.previous = rank, .host = "a"});
+    return AssignRanks(workers, {.dp = world, .tp = 1});
+  };
+  EXPECT_THAT(assign({{}, {}, {}}, 3), ElementsAre(0, 1, 2));
+  EXPECT_THAT(assign({2, {}, 0}, 3), ElementsAre(2, 1, 0));
   // A rank claimed twice goes to the one that came first; claims outside the world count for
   // nothing.
-  EXPECT_THAT(AssignRanks(std::vector<std::optional<int>>{1, 1, 7}, 3), ElementsAre(1, 0, 2));
+  EXPECT_THAT(assign({1, 1, 7}, 3), ElementsAre(1, 0, 2));
   // Who has a rank goes before who has none.
-  EXPECT_THAT(AssignRanks(std::vector<std::optional<int>>{std::nullopt, std::nullopt, 1}, 2),
-              ElementsAre(0, -1, 1));
+  EXPECT_THAT(assign({{}, {}, 1}, 2), ElementsAre(0, -1, 1));
+}
+
+TEST(RankAssignment, TheRanksOfATpGroupShareAHostWhereTheyCan) {
+  const auto assign = [](const std::string& hosts, std::vector<std::optional<int>> previous, int dp,
+                         int tp) {
+    std::vector<RankCandidate> workers;
+    for (size_t i = 0; i < hosts.size(); ++i) {
+      workers.push_back({.previous = i < previous.size() ? previous[i] : std::nullopt,
+                         .host = std::string_view(hosts).substr(i, 1)});
+    }
+    return AssignRanks(workers, {.dp = dp, .tp = tp});
+  };
+  EXPECT_THAT(assign("abab", {}, 2, 2), ElementsAre(0, 2, 1, 3));
+  EXPECT_THAT(assign("abba", {}, 4, 1), ElementsAre(0, 1, 2, 3));
+  // A host with too few waits for a group that has no better.
+  EXPECT_THAT(assign("abbcca", {}, 3, 2), ElementsAre(0, 2, 3, 4, 5, 1));
+  EXPECT_THAT(assign("abbc", {}, 2, 2), ElementsAre(2, 0, 1, 3));
+  // Beside whoever has a rank already; spares stay where there are more than ranks.
+  EXPECT_THAT(assign("ababb", {{}, {}, {}, 0}, 2, 2), ElementsAre(2, 1, 3, 0, -1));
 }
 
 TEST(Cluster, FormsWhenAllWorkersAreThereAndIsReadyWhenAllAre) {
