@@ -58,7 +58,7 @@ absl::Status CheckCredentials(const AgentOptions& options) {
 }
 
 WorkerAgent::WorkerAgent(AgentOptions options, RankRuntime& runtime)
-    : options_(std::move(options)), steps_(runtime) {}
+    : options_(std::move(options)), steps_(runtime, options_.on_device_lost) {}
 
 WorkerAgent::~WorkerAgent() = default;
 

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/device_lost.h"
 #include "base/logging.h"
 #include "base/one_line.h"
 #include "kernels/ops.h"
@@ -21,7 +22,8 @@ constexpr absl::Duration kLook = absl::Microseconds(10);
 
 }  // namespace
 
-StepThread::StepThread(RankRuntime& runtime) : runtime_(runtime), thread_([this] { Run(); }) {}
+StepThread::StepThread(RankRuntime& runtime, std::function<void()> on_device_lost)
+    : runtime_(runtime), on_device_lost_(std::move(on_device_lost)), thread_([this] { Run(); }) {}
 
 StepThread::~StepThread() {
   {
@@ -205,6 +207,9 @@ void StepThread::SendFault(const absl::Status& status) {
   // It may quote a file: a string that is not UTF-8 would break the stream.
   fault.set_message(base::OneLine(std::string(status.message())));
   epoch_->send(message);
+  if (!base::IsDeviceLost(status)) return;
+  base::Log().critical("event=device_lost error=\"{}\"", std::string(status.message()));
+  on_device_lost_();
 }
 
 void StepThread::PublishStats() {

@@ -30,7 +30,8 @@ struct EpochTask {
 
 class StepThread {
  public:
-  explicit StepThread(RankRuntime& runtime);
+  // `on_device_lost`: see AgentOptions; called by the step thread.
+  StepThread(RankRuntime& runtime, std::function<void()> on_device_lost);
   // Waits for what runs: end the epoch first.
   ~StepThread();
   StepThread(const StepThread&) = delete;
@@ -83,6 +84,7 @@ class StepThread {
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return closed_ || !queue_.empty(); }
 
   RankRuntime& runtime_;
+  const std::function<void()> on_device_lost_;
 
   absl::Mutex mutex_;  // guards the following
   std::deque<Task> queue_;

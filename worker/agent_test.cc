@@ -8,6 +8,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "base/clock.h"
+#include "base/device_lost.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/agent_testing.h"
@@ -28,6 +29,7 @@ AgentOptions Options(const FakeCoordinator& coordinator) {
   options.max_backoff = absl::Milliseconds(20);
   options.end_limit = absl::Minutes(1);
   options.on_stuck = [] { std::abort(); };
+  options.on_device_lost = [] { std::abort(); };
   return options;
 }
 
@@ -400,6 +402,28 @@ void RunStuckWorker() {
 TEST(WorkerAgentDeathTest, AStepThreadThatCannotLeaveItsEpochEndsTheProcess) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(RunStuckWorker(), testing::ExitedWithCode(3), "step_thread_stuck");
+}
+
+void RunWorkerThatLosesItsDevice() {
+  FakeCoordinator coordinator;
+  FakeRuntime runtime;
+  runtime.on_step = [&](const internal::v1::StepPlan&) {
+    return base::DeviceLostError("an illegal memory access was encountered");
+  };
+  AgentOptions options = Options(coordinator);
+  options.on_device_lost = [] { _exit(4); };
+  WorkerAgent agent(std::move(options), runtime);
+  std::thread run([&] { EXPECT_EQ(agent.Run(), absl::OkStatus()); });
+  coordinator.Next();
+  coordinator.Assign(1, 0);
+  coordinator.Next();
+  coordinator.Plan(1, 0);
+  run.join();
+}
+
+TEST(WorkerAgentDeathTest, ADeviceThatIsLostEndsTheProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(RunWorkerThatLosesItsDevice(), testing::ExitedWithCode(4), "device_lost");
 }
 
 }  // namespace

@@ -42,6 +42,7 @@ using ParseOutcome = base::ParsedFlags::Outcome;
 constexpr int kExitError = 1;
 constexpr int kExitUsage = 2;
 constexpr int kExitStuck = 3;
+constexpr int kExitDeviceLost = 4;
 constexpr int kMaxLoadThreads = 8;  // that copy weights to one GPU; more do not copy faster
 // The control loop is dead when one message takes longer: ending an epoch takes seconds at most.
 constexpr absl::Duration kAliveLimit = absl::Seconds(10);
@@ -149,6 +150,7 @@ AgentOptions MakeAgentOptions(const Flags& flags, const Backend& backend) {
   };
   // No destructors: they would wait for the thread that is stuck.
   options.on_stuck = [] { _exit(kExitStuck); };
+  options.on_device_lost = [] { _exit(kExitDeviceLost); };
   const kernels::KernelInfo& info = backend.info();
   std::array<char, 256> host = {};
   gethostname(host.data(), host.size() - 1);

@@ -3,10 +3,13 @@
 
 #include "kernels/cuda/cuda_ops.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <numeric>
 
+#include "base/device_lost.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cuda/device_test.h"
@@ -49,6 +52,28 @@ TEST(CudaProbeTest, ADeviceThatIsNotThereIsNoGpu) {
   ASSERT_FALSE(ops.ok());
   EXPECT_EQ(ops.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(ops.status().message()), StartsWith("no_gpu: "));
+}
+
+TEST(CudaStatusTest, ErrorsThatEndTheProcessAreToldFromOthers) {
+  EXPECT_TRUE(base::IsDeviceLost(ToStatus(cudaErrorIllegalAddress, "a step")));
+  EXPECT_FALSE(base::IsDeviceLost(ToStatus(cudaErrorInvalidValue, "a step")));
+  const absl::Status memory = ToStatus(cudaErrorMemoryAllocation, "a step");
+  EXPECT_EQ(memory.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE(base::IsDeviceLost(memory));
+}
+
+// A kernel writes where nothing is; then nothing goes any more.
+void LoseTheDevice() {
+  FillRandom(static_cast<float*>(nullptr), 32, 1, 1);
+  const bool lost = base::IsDeviceLost(ToStatus(cudaDeviceSynchronize(), "a step"));
+  _exit(lost && base::IsDeviceLost(AllocateDevice(1).status()) ? 0 : 1);
+}
+
+class CudaDeathTest : public DeviceTest {};
+
+TEST_F(CudaDeathTest, AKernelThatFaultsLosesTheDevice) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(LoseTheDevice(), testing::ExitedWithCode(0), "");
 }
 
 class CudaOpsTest : public DeviceTest {

@@ -4,15 +4,43 @@
 
 #include <algorithm>
 
+#include "base/device_lost.h"
 #include "base/status_macros.h"
 
 namespace conclave::kernels::cuda {
+
+namespace {
+
+// What the CUDA runtime documents as "the process must be terminated and relaunched".
+bool StaysUntilTheProcessEnds(cudaError_t error) {
+  switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorMpsClientTerminated:
+    case cudaErrorExternalDevice:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
 
 absl::Status ToStatus(cudaError_t error, std::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
   const std::string message =
       fmt::format("{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error));
   if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
+  if (StaysUntilTheProcessEnds(error)) return base::DeviceLostError(message);
   return absl::InternalError(message);
 }
 

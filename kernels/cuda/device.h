@@ -14,7 +14,8 @@
 
 namespace conclave::kernels::cuda {
 
-// OK, or INTERNAL "<what>: <CUDA's words>"; cudaErrorMemoryAllocation is RESOURCE_EXHAUSTED.
+// OK, or INTERNAL "<what>: <CUDA's words>"; cudaErrorMemoryAllocation is RESOURCE_EXHAUSTED. An
+// error that stays until the process ends is marked (base/device_lost.h).
 absl::Status ToStatus(cudaError_t error, std::string_view what);
 
 // Uninitialized device memory of the current device, its own allocation. RESOURCE_EXHAUSTED with
