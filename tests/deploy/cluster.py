@@ -122,6 +122,26 @@ class Cluster:
         self.delete(*pods)
         self.scale(kind, name)
 
+    def kubectl(self, command):
+        """Of docs/deploy.md; another than these is an error."""
+        match command.split():
+            case ["kubectl", "-n", "conclave", "scale", target, replicas]:
+                kind, _, name = target.partition("/")
+                kind = {"deployment": "Deployment", "statefulset": "StatefulSet"}[kind]
+                self.scale(kind, name, int(replicas.removeprefix("--replicas=")))
+            case ["kubectl", "-n", "conclave", "wait", "--for=delete", "pod", "-l", label, _]:
+                key, _, value = label.partition("=")
+                left = [pod.name for pod in self.pods.values() if pod.labels[key] == value]
+                assert not left, left  # scale has waited
+            case ["kubectl", "-n", "conclave", "delete", "job", name, "--ignore-not-found"]:
+                self.scale("Job", name, 0)
+            case ["kubectl", "apply", "-k", _]:
+                for kind in ("Deployment", "StatefulSet", "Job"):
+                    for document in of_kind(self.documents, kind):
+                        self.scale(kind, document["metadata"]["name"])
+            case _:
+                raise AssertionError(f"not known here: {command}")
+
     def _make(self, name, template):
         with self._lock:
             pod = Pod(self, name, template)

@@ -212,6 +212,12 @@ class FetchTest(unittest.TestCase):
         self.hub.server_close()
         self.expect(self.fetch("--attempts", "1"), 0, "taken as it is")
 
+    def test_who_must_download_what_others_do_names_a_commit(self):
+        self.expect(self.fetch("--pinned"), 2, "must be a commit of 40 digits, not 'main'")
+        self.assertFalse(os.path.exists(self.into))
+        self.expect(self.fetch("--pinned", "--revision", self.hub.commit), 0)
+        self.expect_all_there()
+
     def test_a_complete_folder_that_lost_something_is_refused(self):
         self.expect(self.fetch(), 0)
         path = os.path.join(self.into, "model-2.safetensors")

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """The image's files, as far as they can be judged without making one (image_test.py does that)."""
 
+import importlib.machinery
+import importlib.util
 import os
 import signal
 import subprocess
@@ -30,6 +32,14 @@ code=DO_$gpu
 [[ -n ${!code:-} ]] && exit "${!code}"
 while :; do sleep 0.05; done
 """
+
+
+def load(path):
+    """A script as a module."""
+    loader = importlib.machinery.SourceFileLoader("script", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("script", loader))
+    loader.exec_module(module)
+    return module
 
 
 class DockerfilesTest(unittest.TestCase):
@@ -123,6 +133,23 @@ class WorkersTest(unittest.TestCase):
         pid = int(self.lines(0)[0].split()[0])
         process.kill()
         self.wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+
+    def test_a_health_check_is_passed_by_nothing_but_serving(self):
+        launcher = load(WORKERS)
+        begin = launcher._frame(launcher.SETTINGS, 0, 0, bytes(6))
+        headers = launcher._frame(launcher.HEADERS, launcher.END_HEADERS, 1, b"\x88")
+
+        def answer(status):
+            return launcher._frame(launcher.DATA, 0, 1, b"\0\0\0\0\x02\x08" + bytes([status]))
+
+        serving = begin + headers + answer(1)
+        for end in range(len(serving)):
+            self.assertIsNone(launcher.serving(serving[:end]))
+        self.assertIs(launcher.serving(serving), True)
+        self.assertIs(launcher.serving(begin + headers + answer(2)), False)
+        trailers = launcher._frame(launcher.HEADERS, launcher.END_STREAM, 1, b"\x88")
+        self.assertIs(launcher.serving(begin + trailers), False)
+        self.assertIs(launcher.serving(begin + launcher._frame(launcher.GOAWAY, 0, 0, bytes(8))), False)
 
     def test_one_worker_takes_the_launchers_place(self):
         process = self.start(1)

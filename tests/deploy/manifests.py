@@ -1,6 +1,7 @@
 """Manifests as kubectl renders them, and what one asks of them."""
 
 import functools
+import ipaddress
 import os
 import re
 import shutil
@@ -81,6 +82,8 @@ def pod_templates(documents):
             yield f"{name} worker", group["workerTemplate"], groups * (group["size"] - 1)
         elif kind in ("Deployment", "StatefulSet"):
             yield name, spec["template"], spec["replicas"]
+        elif kind == "DaemonSet":
+            yield name, spec["template"], 1  # on each node that it selects
         elif kind == "Job":
             yield name, spec["template"], spec.get("completions", 1)
 
@@ -116,15 +119,15 @@ def expand(text, environment):
 
 def allowed(documents, source, target, port, protocol="TCP"):
     """Whether the network policies let pods labelled `source` reach those labelled `target`. A peer
-    outside of the cluster's pods is None; a namespace's labels stand beside its pods', as
-    ("namespace", labels)."""
+    outside of the cluster's pods is its address; pods of another namespace are ("namespace", its
+    labels)."""
     return _direction(documents, "Egress", source, target, port, protocol) and _direction(
         documents, "Ingress", target, source, port, protocol
     )
 
 
 def _direction(documents, direction, subject, peer, port, protocol):
-    if subject is None or isinstance(subject, tuple):
+    if isinstance(subject, (str, tuple)):
         return True  # none of ours: no policy of ours holds it
     isolated = False
     rules = []
@@ -147,8 +150,9 @@ def _rule(rule, direction, peer, port, protocol):
 
 
 def _is_peer(selector, peer):
-    if peer is None:
-        return "ipBlock" in selector
+    if isinstance(peer, str):
+        blocks = [selector["ipBlock"]["cidr"]] if "ipBlock" in selector else []
+        return any(ipaddress.ip_address(peer) in ipaddress.ip_network(block) for block in blocks)
     if isinstance(peer, tuple):
         return "namespaceSelector" in selector and selects(selector["namespaceSelector"], peer[1])
     return "podSelector" in selector and "namespaceSelector" not in selector and selects(

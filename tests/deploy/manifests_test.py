@@ -40,13 +40,12 @@ PROGRAMS = {
 }
 
 
-def setUpModule():
-    if deploy_tools.MISSING:
-        raise unittest.SkipTest(f"SKIPPED: {deploy_tools.MISSING}")
-
-
 def containers(template):
     return template["spec"].get("initContainers", []) + template["spec"]["containers"]
+
+
+def component(template):
+    return template["metadata"]["labels"]["app.kubernetes.io/component"]
 
 
 def settings(documents):
@@ -56,6 +55,8 @@ def settings(documents):
 class ManifestsTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
+        if deploy_tools.MISSING:
+            raise unittest.SkipTest(f"SKIPPED: {deploy_tools.MISSING}")
         cls.rendered = {name: render(f"deploy/overlays/{name}") for name in overlays()}
         # monitoring stands beside any other, and serves nothing by itself.
         cls.serving = {n: d for n, d in cls.rendered.items() if n != "monitoring"}
@@ -68,6 +69,12 @@ class ManifestsTest(unittest.TestCase):
     def each(self, rendered=None):
         for self.subject, documents in (rendered or self.serving).items():
             yield documents
+
+    def each_server(self):
+        """(objects, template) of coordinators and workers."""
+        for documents, template, _ in self.each_pod():
+            if component(template) != "fetch":
+                yield documents, template
 
     def each_pod(self):
         for overlay, documents in self.serving.items():
@@ -160,10 +167,7 @@ class ManifestsTest(unittest.TestCase):
                         self.assertIs(context["allowPrivilegeEscalation"], False)
                         self.assertIs(context["readOnlyRootFilesystem"], True)
                         self.assertEqual(context["capabilities"]["drop"], ["ALL"])
-                        rdma = overlay == "rdma" and container["name"] == "worker"
-                        self.assertEqual(
-                            context["capabilities"].get("add", []), ["IPC_LOCK"] if rdma else []
-                        )
+                        self.assertNotIn("add", context["capabilities"])
                         self.assertIn("memory", container["resources"]["limits"])
                         self.assertIn("memory", container["resources"]["requests"])
                         self.assertIn("cpu", container["resources"]["requests"])
@@ -174,14 +178,16 @@ class ManifestsTest(unittest.TestCase):
         for overlay, documents in self.serving.items():
             (namespace,) = of_kind(documents, "Namespace")
             level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-            loose = overlay in ("rdma", "multi-node-lws")
-            self.assertEqual(level, "privileged" if loose else "restricted", overlay)
+            folders = any(
+                "hostPath" in volume
+                for _, template, _ in pod_templates(documents)
+                for volume in template["spec"].get("volumes", [])
+            )
+            self.assertEqual(level, "privileged" if folders else "restricted", overlay)
 
     def test_servers_are_probed_by_grpc_on_a_port_they_listen_on(self):
-        for documents, template, _ in self.each_pod():
+        for documents, template in self.each_server():
             for container in template["spec"]["containers"]:
-                if container["name"] == "fetch":
-                    continue
                 ports = {port["containerPort"] for port in container["ports"]}
                 listening = {
                     int(expand(argument, settings(documents)).rpartition(":")[2])
@@ -195,10 +201,8 @@ class ManifestsTest(unittest.TestCase):
                     self.assertIn(container[probe]["grpc"].get("service"), services)
 
     def test_a_pod_may_stop_for_longer_than_it_takes(self):
-        for documents, template, _ in self.each_pod():
+        for documents, template in self.each_server():
             for container in template["spec"]["containers"]:
-                if container["name"] == "fetch":
-                    continue
                 hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {})
                 pre_stop = int(hook.get("command", ["sleep", "0"])[1])
                 (drain,) = [a for a in container["args"] if a.startswith("--drain-limit=")]
@@ -223,7 +227,7 @@ class ManifestsTest(unittest.TestCase):
             (pods,) = [
                 (template, count)
                 for _, template, count in pod_templates(documents)
-                if template["metadata"]["labels"]["app.kubernetes.io/component"] == "worker"
+                if component(template) == "worker"
             ]
             template, count = pods
             self.assertEqual(number["CONCLAVE_WORKERS"], count * number["CONCLAVE_WORKERS_PER_POD"])
@@ -239,7 +243,7 @@ class ManifestsTest(unittest.TestCase):
             there = {(kind, name) for kind, _, name in map(identity, documents)}
             there |= {("Secret", name) for name in SECRETS}
             self.assertIn(("ServiceAccount", spec["serviceAccountName"]), there)
-            if "priorityClassName" in spec:
+            if component(template) != "fetch":
                 self.assertIn(("PriorityClass", spec["priorityClassName"]), there)
             for volume in spec["volumes"]:
                 for kind, field, name in (
@@ -252,10 +256,66 @@ class ManifestsTest(unittest.TestCase):
             for container in containers(template):
                 for source in container.get("envFrom", []):
                     self.assertIn(("ConfigMap", source["configMapRef"]["name"]), there)
-                mounts = {mount["name"] for mount in container["volumeMounts"]}
+                mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
                 self.assertLessEqual(mounts, volumes)
-            used = {m["name"] for c in containers(template) for m in c["volumeMounts"]}
+            used = {m["name"] for c in containers(template) for m in c.get("volumeMounts", [])}
             self.assertEqual(used, volumes, "volumes that nobody mounts")
+
+    def test_workers_of_gpus_have_memory_to_share(self):
+        for documents, template in self.each_server():
+            if component(template) == "worker" and settings(documents)["CONCLAVE_DEVICE"] == "cuda":
+                (worker,) = template["spec"]["containers"]
+                (name,) = [m["name"] for m in worker["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+                (volume,) = [v for v in template["spec"]["volumes"] if v["name"] == name]
+                self.assertEqual(volume["emptyDir"], {"medium": "Memory", "sizeLimit": "8Gi"})
+
+    def test_what_mounts_a_volume_of_one_node_is_on_the_node_of_the_workers(self):
+        seen = set()
+        for documents, template, _ in self.each_pod():
+            of_one_node = {
+                claim["metadata"]["name"]
+                for claim in of_kind(documents, "PersistentVolumeClaim")
+                if claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+            }
+            claims = [v.get("persistentVolumeClaim", {}) for v in template["spec"]["volumes"]]
+            if not any(claim.get("claimName") in of_one_node for claim in claims):
+                continue
+            seen.add(component(template))
+            gpus = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            self.assertIn(gpus, template["spec"]["tolerations"])
+            required = template["spec"]["affinity"]["podAffinity"].get(
+                "requiredDuringSchedulingIgnoredDuringExecution", []
+            )
+            if component(template) == "worker":  # needs nobody: the others wait for it
+                self.assertEqual(required, [])
+                (owner,) = of_kind(documents, "StatefulSet")
+                self.assertEqual(owner["spec"]["replicas"], 1)
+                continue
+            (term,) = required
+            self.assertEqual(term["topologyKey"], "kubernetes.io/hostname")
+            chosen = [
+                component(other)
+                for _, other, _ in pod_templates(documents)
+                if selects(term["labelSelector"], other["metadata"]["labels"])
+            ]
+            self.assertEqual(chosen, ["worker"])
+        self.assertEqual(seen, {"coordinator", "fetch", "worker"})
+
+    def test_nodes_that_download_for_themselves_download_the_same(self):
+        (fetch,) = of_kind(self.rendered["multi-node-lws"], "DaemonSet")
+        (program,) = fetch["spec"]["template"]["spec"]["initContainers"]
+        self.assertIn("--pinned", program["args"])
+        self.assertRegex(
+            settings(self.rendered["multi-node-lws"])["CONCLAVE_REVISION"], "^[0-9a-f]{40}$"
+        )
+        folders = [
+            (template["spec"]["nodeSelector"], volume["hostPath"])
+            for _, template, _ in pod_templates(self.rendered["multi-node-lws"])
+            for volume in template["spec"]["volumes"]
+            if "hostPath" in volume
+        ]
+        self.assertEqual(len(folders), 3)
+        self.assertEqual(folders, folders[:1] * 3, "not where the servers look for it")
 
     def test_every_flag_is_one_of_the_program_and_every_variable_is_set(self):
         for documents, template, _ in self.each_pod():
@@ -264,6 +324,8 @@ class ManifestsTest(unittest.TestCase):
                 environment.update({e["name"]: "x" for e in container.get("env", [])})
                 environment["LWS_LEADER_ADDRESS"] = "x"  # by the controller
                 (program,) = container["command"]
+                if program == "sleep":
+                    continue
                 before, _, after = " ".join(container["args"]).partition(" -- ")
                 for name, arguments in ((program, before), ("conclave-worker", after)):
                     flags = known_flags(name)
@@ -306,46 +368,59 @@ class ManifestsTest(unittest.TestCase):
             self.assertEqual(budget["spec"]["maxUnavailable"], 0)
             for _, template, _ in pod_templates(documents):
                 labels = template["metadata"]["labels"]
-                fetch = labels["app.kubernetes.io/component"] == "fetch"
-                self.assertNotEqual(selects(budget["spec"]["selector"], labels), fetch)
+                covered = selects(budget["spec"]["selector"], labels)
+                self.assertEqual(covered, component(template) != "fetch")
 
     def test_network_policies_let_through_what_is_needed_and_nothing_else(self):
-        def pod(component):
+        def pod(of):
             name = "app.kubernetes.io/"
-            return {f"{name}name": "conclave", f"{name}component": component}
+            return {f"{name}name": "conclave", f"{name}component": of}
 
         coordinator, worker, fetch = pod("coordinator"), pod("worker"), pod("fetch")
         stranger = ("namespace", {"kubernetes.io/metadata.name": "default"})
         prometheus = ("namespace", {"kubernetes.io/metadata.name": "monitoring"})
+        system = ("namespace", {"kubernetes.io/metadata.name": "kube-system"})
+        outside, node_cache = "198.51.100.7", "169.254.20.10"
         for overlay, rendered in self.serving.items():
             documents = rendered + self.rendered["monitoring"]
             for want, source, target, port in (
                 (True, stranger, coordinator, 50051),
-                (True, None, coordinator, 50051),
+                (True, outside, coordinator, 50051),
                 (True, worker, coordinator, 7001),
                 (False, stranger, coordinator, 7001),
-                (False, None, coordinator, 7001),
+                (False, outside, coordinator, 7001),
                 (False, fetch, coordinator, 7001),
                 (True, worker, worker, 34567),
                 (False, stranger, worker, 34567),
                 (False, stranger, worker, 7101),
                 (False, coordinator, worker, 34567),
-                (False, worker, None, 443),
-                (False, coordinator, None, 443),
+                (False, worker, outside, 443),
+                (False, coordinator, outside, 443),
                 (True, prometheus, coordinator, 9400),
                 (False, stranger, coordinator, 9400),
                 (False, prometheus, worker, 9400),
             ):
                 with self.subTest(overlay=overlay, source=source, target=target, port=port):
                     self.assertEqual(allowed(documents, source, target, port), want)
-            if of_kind(documents, "Job"):
-                self.assertTrue(allowed(documents, fetch, ("namespace", {}), 443), overlay)
-                self.assertFalse(allowed(documents, fetch, ("namespace", {}), 80), overlay)
-            self.assertTrue(allowed(documents, worker, ("namespace", {}), 53, "UDP"))
+            if overlay != "cpu-demo":
+                self.assertTrue(allowed(documents, fetch, outside, 443), overlay)
+                self.assertFalse(allowed(documents, fetch, outside, 80), overlay)
+            for protocol in ("UDP", "TCP"):
+                for source, target, want in (
+                    (worker, system, True),
+                    (worker, node_cache, True),
+                    (fetch, system, True),
+                    (coordinator, system, False),
+                    (worker, stranger, False),
+                    (worker, outside, False),
+                    (fetch, outside, False),
+                ):
+                    with self.subTest(overlay=overlay, source=source, target=target):
+                        self.assertEqual(allowed(documents, source, target, 53, protocol), want)
 
     def test_workers_of_several_pods_are_spread_and_start_together(self):
         for documents, template, count in self.each_pod():
-            if template["metadata"]["labels"]["app.kubernetes.io/component"] != "worker":
+            if component(template) != "worker":
                 continue
             (spread,) = template["spec"]["topologySpreadConstraints"]
             self.assertEqual(spread["topologyKey"], "kubernetes.io/hostname")

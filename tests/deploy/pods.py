@@ -224,6 +224,9 @@ class Pod:
             while not self._stop.wait(TICK_SECONDS):
                 for container in self.containers:
                     container.tick()
+                if self.restart == "Never" and any(c.last_code for c in self.containers):
+                    self.note("failed")
+                    return
                 if self.restart != "Always" and all(c.last_code == 0 for c in self.containers):
                     self.succeeded = True
                     self.note("succeeded")

@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -138,18 +139,35 @@ class TwoPodsTest(running.RunTest):
         self.assertEqual(len(pids & after), 3)
         self.assertEqual(pod.containers[0].restarts, 0)
 
-    def test_3_an_upgrade_ends_no_stream_silently(self):
-        """docs/deploy.md, Upgrades: the coordinator drains, then all workers are made anew."""
+    def test_3_a_worker_that_hangs_is_killed_and_the_others_stay(self):
+        """The second of its pod, which no kubelet asks."""
+        status = self.status()
+        pids = {rank["pid"] for rank in status["ranks"]}
+        hung = max(pid for pid in pids if "0.0.0.0:7102" in read(f"/proc/{pid}/cmdline"))
+        os.kill(hung, signal.SIGSTOP)
+        self.wait_recovered(status["epoch"])
+        after = {rank["pid"] for rank in self.status()["ranks"]}
+        self.assertEqual(pids - after, {hung})
+        self.assertFalse(os.path.exists(f"/proc/{hung}"), "it is still there")
+        self.assertIn("worker 1 has not answered", self.log(self.pods[0]) + self.log(self.pods[1]))
+        self.assertEqual([self.cluster.pods[pod].containers[0].restarts for pod in self.pods], [0, 0])
+
+    def test_4_an_upgrade_ends_no_stream_silently(self):
+        """The commands of docs/deploy.md, Upgrades: no worker of old is left for the coordinator
+        that comes."""
+        before = {rank["pid"] for rank in self.status()["ranks"]}
         users = Streams(self, 2, 64)
         tokens = self.tokens_for(10)  # longer than the 5 s until SIGTERM, shorter than the drain
         long = [self.begin_long(tokens) for _ in range(2)]
         deleted = time.monotonic()
-        self.cluster.scale(*COORDINATOR, 0)
+        drain, *others = upgrade_commands()
+        self.cluster.kubectl(drain)
         gone = time.monotonic()
-        self.cluster.delete(*self.pods)
-        self.cluster.scale(*WORKERS)
-        self.cluster.scale(*COORDINATOR)
+        for command in others:
+            self.cluster.kubectl(command)
         self.all_ready()
+        after = {rank["pid"] for rank in self.status()["ranks"]}
+        self.assertFalse(before & after, "workers of old")
         users.wait_for(4)
         ended = users.stop()
         self.expect_well_ended(ended)
@@ -180,7 +198,7 @@ class TwoPodsTest(running.RunTest):
             process.communicate()
         return max(measured, min(3500, int(measured * seconds / (time.monotonic() - begin))))
 
-    def test_4_workers_replaced_one_by_one_under_load_end_no_stream_silently(self):
+    def test_5_workers_replaced_one_by_one_under_load_end_no_stream_silently(self):
         streams = Streams(self, 4, 64)
         streams.wait_for(2)
         for pod in self.pods:
@@ -190,7 +208,7 @@ class TwoPodsTest(running.RunTest):
             streams.wait_for(2)
         self.expect_well_ended(streams.stop())
 
-    def test_5_all_pods_at_once_stop_inside_their_grace_period(self):
+    def test_6_all_pods_at_once_stop_inside_their_grace_period(self):
         self.cluster.delete(*self.pods, f"{COORDINATOR[1]}-0")
 
 
@@ -241,6 +259,14 @@ class TlsTest(running.RunTest):
         )
         self.assertEqual(code, 0)
         self.assertEqual(json.loads(out)["state"], "READY")
+
+
+def upgrade_commands():
+    """Of the first block of docs/deploy.md, Upgrades."""
+    _, _, section = read("docs/deploy.md").partition("\n## Upgrades\n")
+    before, _, rest = section.partition("\n    ")
+    block = rest.partition("\n\n")[0]
+    return [line.partition("#")[0].strip() for line in block.splitlines()]
 
 
 def read(path):

@@ -10,6 +10,7 @@ checkpoints' size, with nothing in them.
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -18,11 +19,16 @@ import tempfile
 
 MODELS = {"20b": "bench/configs/gpt_oss_20b", "120b": "bench/configs/gpt_oss_120b"}
 GPUS = (1, 2, 4, 8, 16)
-# What CUDA shows of a card of 80 and of 141 GB, and what the coordinator sets aside of it
-# (coordinator/memory_fit.cc): 7 %, 2 GiB at the least.
+# What CUDA shows of a card of 80 and of 141 GB.
 CARDS = (79 << 30, 139 << 30)
-ASIDE = 0.07
 SIZES = {"BF16": 2, "U8": 1}
+
+
+def share_aside():
+    """Of a card, what the coordinator sets aside. Of cards like these it is more than its minimum."""
+    with open("coordinator/memory_fit.cc", encoding="utf-8") as file:
+        (share,) = re.findall(r"kDeviceReserveShare = ([0-9.]+);", file.read())
+    return float(share)
 
 
 def tensors(config):
@@ -74,7 +80,7 @@ def plan(conclave, folder, gpus):
 def tokens(ranks, card):
     """Of KV cache, in all ranks together, in millions; None where weights leave no room."""
     rank = max(ranks, key=lambda r: r["bytes"]["total"])
-    left = card * (1 - ASIDE) - rank["bytes"]["total"]
+    left = card * (1 - share_aside()) - rank["bytes"]["total"]
     if left <= 0:
         return None
     return len(ranks) * left / rank["kv_bytes_per_token_full"] / 1e6
