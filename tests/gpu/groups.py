@@ -23,6 +23,9 @@ SHAPES = (
     (4, 1, ("fixed",)),
     (8, 1, ("fixed", "exact")),
 )
+# Besides, where each rank has a GPU of its own: what is written into the peers' memory directly.
+DIRECT = ((2, 1), (1, 2), (2, 2))
+DIRECT_KIB = 1024
 PAIRS_PER_TOKEN = 4 * 4  # layers, experts per token
 READY_SECONDS = 60
 # Of a first token's log-probability, against one rank: the median over the prompts. With random
@@ -311,5 +314,19 @@ def run_groups(results, args, here, environment):
                         check_rebalance(results, group, name, want)
                     if (dp, tp, mode) == (2, 1, "fixed"):
                         check_faults(results, group, name, bits)
+        check_direct(results, environment, logs, here, want, want_mixed)
     except (RuntimeError, subprocess.SubprocessError, KeyError, ValueError) as error:
         results.add("groups", "failed", str(error))
+
+
+def check_direct(results, environment, logs, here, want, want_mixed):
+    for dp, tp in DIRECT:
+        name = f"{dp} x {tp}, direct"
+        if dp * tp > count_gpus():
+            results.add(name, "skipped", f"{count_gpus()} GPUs")
+            continue
+        group = Group(here, environment, os.path.join(logs, name), dp, tp, "fixed")
+        group.worker_flags = ["--direct-kib", str(DIRECT_KIB)]
+        with group:
+            bits = check_shape(results, group, name, want, want_mixed)
+            check_faults(results, group, name, bits)
