@@ -694,7 +694,7 @@ TEST(OperationsTest, TheLimitOfADrainCutsWhatIsLeft) {
   v1::DrainResponse response;
   ASSERT_TRUE(Drain(server, v1::DrainRequest(), &response).ok());
   EXPECT_TRUE(response.draining());
-  EXPECT_FALSE(server.Healthy());
+  EXPECT_TRUE(WaitUntil([&] { return !server.Healthy(); }, absl::Seconds(1)));
   EXPECT_EQ(response.cut(), static_cast<uint32_t>(calls.ExpectCut()));
   v1::DrainRequest resume;
   resume.set_resume(true);
