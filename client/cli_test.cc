@@ -1,12 +1,16 @@
 // The command against a server whose answers the test chooses: exit codes, output, and what is
 // sent.
 
+#include <fcntl.h>
+#include <pty.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "client/cli_testing.h"
@@ -442,6 +446,97 @@ TEST_F(CliTest, StatusWatchLooksAgainAndAgain) {
     }
   }
   EXPECT_EQ(Run({"status", "--watch", "never"}).code, kExitUsage);
+}
+
+// What a terminal shows after the bytes it got. Knows the sequences of a live table alone.
+class Screen {
+ public:
+  void Take(std::string_view bytes) {
+    pending_ += bytes;
+    while (!pending_.empty()) {
+      const size_t taken = TakeOne(pending_);
+      if (taken == 0) return;  // the rest of it has not come
+      pending_.erase(0, taken);
+    }
+  }
+  const std::vector<std::string>& lines() const { return lines_; }
+
+ private:
+  size_t TakeOne(std::string_view text) {
+    if (text[0] == '\x1b') {
+      if (text.size() < 3) return 0;
+      if (text.starts_with("\x1b[H")) {
+        row_ = column_ = 0;
+      } else if (text.starts_with("\x1b[K") || text.starts_with("\x1b[J")) {
+        Line().resize(column_);
+        if (text[2] == 'J') lines_.resize(row_ + 1);
+      } else {
+        ADD_FAILURE() << "what is ESC " << text.substr(1, 8);
+      }
+      return 3;
+    }
+    if (text[0] == '\n') {
+      ++row_;
+    } else if (text[0] == '\r') {
+      column_ = 0;
+    } else {
+      if (Line().size() <= column_) Line().resize(column_ + 1, ' ');
+      Line()[column_++] = text[0];
+    }
+    return 1;
+  }
+  std::string& Line() {
+    if (lines_.size() <= row_) lines_.resize(row_ + 1);
+    return lines_[row_];
+  }
+
+  std::string pending_;
+  std::vector<std::string> lines_;
+  size_t row_ = 0;
+  size_t column_ = 0;
+};
+
+TEST_F(CliTest, OnATerminalStatusWatchShowsTheLastLookAndNothingOfThoseBefore) {
+  v1::GetClusterResponse few;
+  few.set_state(v1::READY);
+  few.add_ranks()->set_device("cpu");
+  server_.answers.cluster = few;
+  std::vector<std::string> expected;  // below the time and the rates
+  std::istringstream once(Run({"status"}).out);
+  for (std::string line; std::getline(once, line);) expected.push_back(line);
+  ASSERT_GT(expected.size(), 3u);
+
+  v1::GetClusterResponse many = few;
+  many.set_state(v1::RECOVERING);
+  many.set_problem(std::string(150, 'x'));
+  for (int rank = 1; rank < 8; ++rank) *many.add_ranks() = few.ranks(0);
+  server_.answers.look = [&few, &many, looks = 0]() mutable { return ++looks < 4 ? many : few; };
+  const std::string binary = ConclaveBinary();
+  int terminal = -1;
+  const winsize size = {100, 300, 0, 0};
+  const pid_t pid = forkpty(&terminal, nullptr, nullptr, &size);
+  if (pid == 0) {
+    execl(binary.c_str(), "conclave", "status", "--server", server_.address().c_str(),
+          "--watch=0.05", nullptr);
+    _exit(127);
+  }
+  ASSERT_GT(pid, 0);
+  fcntl(terminal, F_SETFL, O_NONBLOCK);
+  Screen screen;
+  const auto shows = [&] {
+    std::array<char, 4096> buffer;
+    const ssize_t got = read(terminal, buffer.data(), buffer.size());
+    if (got > 0) screen.Take({buffer.data(), static_cast<size_t>(got)});
+    std::vector<std::string> lines = screen.lines();
+    if (lines.size() < 2 || !lines[1].starts_with("rates ")) return false;
+    while (lines.back().empty()) lines.pop_back();
+    return std::equal(lines.begin() + 2, lines.end(), expected.begin(), expected.end());
+  };
+  EXPECT_TRUE(WaitUntil(shows)) << ::testing::PrintToString(screen.lines());
+  EXPECT_THAT(screen.lines()[0], HasSubstr(server_.address()));
+  kill(pid, SIGKILL);
+  waitpid(pid, nullptr, 0);
+  close(terminal);
 }
 
 TEST_F(CliTest, DrainSaysHowItWent) {

@@ -91,7 +91,7 @@ class FakeServer::Cluster final : public v1::ClusterService::Service {
   grpc::Status GetCluster(grpc::ServerContext* /*context*/,
                           const v1::GetClusterRequest* /*request*/,
                           v1::GetClusterResponse* response) override {
-    *response = fake_->answers.cluster;
+    *response = fake_->answers.look ? fake_->answers.look() : fake_->answers.cluster;
     return fake_->answers.status;
   }
   grpc::Status Rebalance(grpc::ServerContext* /*context*/, const v1::RebalanceRequest* request,

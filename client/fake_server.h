@@ -40,6 +40,8 @@ struct FakeAnswers {
   v1::GetModelResponse model;
   v1::TokenizeResponse tokenize;
   v1::GetClusterResponse cluster;
+  // Answers GetCluster in place of it.
+  std::function<v1::GetClusterResponse()> look;
   v1::RebalanceResponse rebalance;
   v1::DrainResponse drain;
 };

@@ -7,6 +7,10 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 
@@ -39,6 +43,14 @@ const char* CodeName(size_t code);
 // Thread-safe, without locks.
 class CallAccount {
  public:
+  // The name of the API key in an `authorization` header, or "".
+  using KeyNames = std::function<std::string(std::string_view authorization)>;
+  // Before the first call.
+  void NameKeys(KeyNames names) { key_names_ = std::move(names); }
+  std::string KeyName(std::string_view authorization) const {
+    return key_names_ == nullptr ? "" : key_names_(authorization);
+  }
+
   void Begin(Method method) { open_[static_cast<size_t>(method)].fetch_add(1); }
   // Of a call that has begun.
   void End(Method method, absl::StatusCode code) {
@@ -62,6 +74,7 @@ class CallAccount {
   }
 
  private:
+  KeyNames key_names_;
   std::atomic<int> admitted_{0};
   std::array<std::atomic<int>, kMethods> open_ = {};
   std::array<std::array<std::atomic<uint64_t>, kCodes>, kMethods> ended_ = {};

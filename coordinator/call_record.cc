@@ -25,6 +25,7 @@ CallRecord::CallRecord(Method method, grpc::CallbackServerContext& context, Call
       account_(account),
       request_id_(RequestIdOf(Metadata(context, kRequestIdKey))),
       trace_(ParseTraceParent(Metadata(context, kTraceParentKey))),
+      key_(base::LogsRequests() ? account.KeyName(Metadata(context, "authorization")) : ""),
       peer_(context.peer()),
       began_(base::SteadyNow()) {
   account_.Begin(method_);
@@ -73,6 +74,7 @@ void CallRecord::Log(const grpc::Status& status) const {
     fmt::format_to(out, " trace_id={} parent_span_id={} span_id={}", trace_.trace_id,
                    trace_.parent_id, trace_.span_id);
   }
+  if (!key_.empty()) fmt::format_to(out, " key={}", base::Quoted(key_));
   fmt::format_to(out, " peer={} seconds={:.6f}", peer_,
                  absl::ToDoubleSeconds(base::SteadyNow() - began_));
   if (parts_ > 0) {

@@ -46,6 +46,7 @@ class CallRecord {
   CallAccount& account_;
   const std::string request_id_;
   const TraceContext trace_;
+  const std::string key_;  // name of the caller's API key, where requests are logged
   const std::string peer_;
   const absl::Time began_;
 

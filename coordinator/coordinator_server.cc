@@ -66,6 +66,13 @@ absl::StatusOr<Listener> Listen(const std::string& flag, const std::string& addr
   return listener;
 }
 
+CallAccount::KeyNames KeyNames(std::shared_ptr<ApiKeys> keys) {
+  return [keys = std::move(keys)](std::string_view authorization) -> std::string {
+    const auto account = keys->Account(authorization);
+    return account == nullptr ? "" : account->name();
+  };
+}
+
 class Server final : public CoordinatorServer {
  public:
   explicit Server(ServingModel model) : model_(std::move(model)) {}
@@ -75,6 +82,7 @@ class Server final : public CoordinatorServer {
     ASSIGN_OR_RETURN(engine_, EngineLoop::Create(options.engine, clock_));
     const ProtectionOptions& protection = options.protection;
     ASSIGN_OR_RETURN(keys_, OpenApiKeys(protection, clock_));
+    if (keys_ != nullptr) engine_->calls().NameKeys(KeyNames(keys_));
     ASSIGN_OR_RETURN(auto public_credentials,
                      PublicCredentials(protection, options.listen, keys_, engine_->calls()));
     ASSIGN_OR_RETURN(auto worker_credentials, WorkerCredentials(protection));

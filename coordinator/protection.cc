@@ -12,6 +12,7 @@
 #include "base/logging.h"
 #include "base/status_macros.h"
 #include "base/tls.h"
+#include "coordinator/refusal_log.h"
 
 namespace conclave::coordinator {
 namespace {
@@ -151,10 +152,12 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> PublicCredentials(
   }
   return base::MakeServerCredentials(
       {.tls = options.tls,
-       .check = [keys = std::move(keys), &calls](std::string_view method,
-                                                 std::string_view authorization) {
+       .check = [keys = std::move(keys), &calls, log = std::make_shared<RefusalLog>("public")](
+                    std::string_view method, std::string_view authorization) {
          absl::Status status = keys->Check(method, authorization);
-         if (!status.ok()) CountRefusal(method, status.code(), calls);
+         if (status.ok()) return status;
+         CountRefusal(method, status.code(), calls);
+         log->Note(method, status);
          return status;
        }});
 }
@@ -169,8 +172,11 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> WorkerCredentials(
   auto secret = std::make_shared<SharedSecret>(options.worker_secret, secrets);
   return base::MakeServerCredentials(
       {.tls = options.worker_tls,
-       .check = [secret = std::move(secret)](std::string_view, std::string_view authorization) {
-         return secret->Check(authorization);
+       .check = [secret = std::move(secret), log = std::make_shared<RefusalLog>("internal")](
+                    std::string_view method, std::string_view authorization) {
+         absl::Status status = secret->Check(authorization);
+         if (!status.ok()) log->Note(method, status);
+         return status;
        }});
 }
 

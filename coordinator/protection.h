@@ -37,7 +37,8 @@ void DeclareProtection(base::FlagSet& app, ProtectionOptions& options);
 // to other machines.
 absl::Status CheckProtection(const ProtectionOptions& options, const std::string& internal_listen);
 
-// The keys are null where there are none. Calls that they refuse are counted in `calls`, borrowed.
+// The keys are null where there are none. Calls that they refuse are counted in `calls`, borrowed,
+// and logged.
 absl::StatusOr<std::shared_ptr<ApiKeys>> OpenApiKeys(const ProtectionOptions& options,
                                                      const base::Clock& clock);
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> PublicCredentials(

@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "coordinator/engine_testing.h"
 #include "coordinator/limited_engine.h"
+#include "coordinator/refusal_log.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -117,6 +118,25 @@ TEST_F(ApiKeysTest, AFileIsRefusedByItsLineAndNotByWhatItSays) {
   EXPECT_THAT(Refusal("a alice-0123456789 max-requests=0"), HasSubstr("max-requests="));
   EXPECT_THAT(Refusal("a alice-0123456789 tokens-per-minute=x"), HasSubstr("tokens-per-minute="));
   EXPECT_THAT(Refusal("a alice-0123456789 root"), HasSubstr("an option is"));
+}
+
+// --- Refusals in the log ---
+
+TEST(RefusalLogTest, AFewLinesAtOnceThenOneASecondWithTheNumberLeftOut) {
+  RefusalLog log("public");
+  const absl::Time start = absl::FromUnixSeconds(1'800'000'000);
+  const absl::Status why = absl::UnauthenticatedError("an API key is required");
+  EXPECT_EQ(log.Line(kGenerate, why, start),
+            "event=call_refused port=public method=\"/conclave.v1.GenerationService/Generate\" "
+            "code=UNAUTHENTICATED error=\"an API key is required\"");
+  int lines = 1;
+  for (int i = 0; i < 1000; ++i) lines += log.Line(kGenerate, why, start).has_value() ? 1 : 0;
+  EXPECT_EQ(lines, 10);
+  const auto next = log.Line("/a\n\"b", why, start + absl::Seconds(1));
+  ASSERT_TRUE(next.has_value());
+  EXPECT_THAT(*next, HasSubstr("method=\"/a \\\"b\""));
+  EXPECT_THAT(*next, HasSubstr(" left_out=991"));
+  EXPECT_FALSE(log.Line(kGenerate, why, start + absl::Seconds(1)).has_value());
 }
 
 // --- Limits ---

@@ -18,6 +18,7 @@
 
 #include "base/tls.h"
 #include "gmock/gmock.h"
+#include "proto/conclave/v1/classification.grpc.pb.h"
 #include "proto/conclave/v1/model.grpc.pb.h"
 #include "tests/e2e/golden.h"
 #include "tests/e2e/server.h"
@@ -34,6 +35,7 @@ using ::testing::Not;
 constexpr char kUser[] = "user-key-0123456789abcdef";
 constexpr char kAdmin[] = "admin-key-0123456789abcde";
 constexpr char kOld[] = "old-key-0123456789abcdefg";
+constexpr char kLimited[] = "limited-key-0123456789abc";
 constexpr char kLater[] = "later-key-0123456789abcd";
 constexpr char kWorker[] = "worker-secret-0123456789";
 constexpr char kSomeone[] = "someone-elses-0123456789";
@@ -62,6 +64,7 @@ class Files {
     MakeCertificate("server", "ca");
     MakeCertificate("client", "ca");
     MakeCertificate("server2", "ca2");
+    MakeCertificate("expired", "ca", /*days=*/-1);
     Replace(path("keys"), Keys(""));
     Replace(path("secret"), std::string("# of the workers\n") + kWorker + "\n");
     Replace(path("wrong_secret"), std::string(kSomeone) + "\n");
@@ -73,14 +76,17 @@ class Files {
 
   static std::string Keys(const std::string& more) {
     return std::string("user ") + kUser + "\nops " + kAdmin + " admin\nold " + kOld +
-           " expires=2020-01-01\n" + more;
+           " expires=2020-01-01\nlimited " + kLimited + " max-requests=1\n" + more;
   }
 
-  // With the client's certificate unless told otherwise.
-  base::ChannelSecurity Security(const std::string& secret) const {
-    return {.tls = true,
-            .files = {.cert = path("client.pem"), .key = path("client.key"), .ca = path("ca.pem")},
-            .secret = secret};
+  // With the client's certificate unless told otherwise; of no `certificate`: with none.
+  base::ChannelSecurity Security(const std::string& secret,
+                                 const std::string& certificate = "client") const {
+    base::ChannelSecurity security{.tls = true, .files = {.ca = path("ca.pem")}, .secret = secret};
+    if (certificate.empty()) return security;
+    security.files.cert = path(certificate + ".pem");
+    security.files.key = path(certificate + ".key");
+    return security;
   }
 
  private:
@@ -95,13 +101,13 @@ class Files {
              "-keyout", path(name + ".key"), "-out", path(name + ".pem"), "-days", "2", "-subj",
              "/CN=" + name});
   }
-  void MakeCertificate(const std::string& name, const std::string& authority) {
+  void MakeCertificate(const std::string& name, const std::string& authority, int days = 2) {
     OpenSsl({"req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
              "-keyout", path(name + ".key"), "-out", path(name + ".csr"), "-subj", "/CN=" + name});
     Replace(path("san"), "subjectAltName=IP:127.0.0.1,DNS:localhost\n");
     OpenSsl({"x509", "-req", "-in", path(name + ".csr"), "-CA", path(authority + ".pem"), "-CAkey",
-             path(authority + ".key"), "-CAcreateserial", "-extfile", path("san"), "-days", "2",
-             "-out", path(name + ".pem")});
+             path(authority + ".key"), "-CAcreateserial", "-extfile", path("san"), "-days",
+             std::to_string(days), "-out", path(name + ".pem")});
   }
 
   std::string dir_;
@@ -222,6 +228,17 @@ void ExpectAll(const std::vector<std::string>& methods, const std::string& addre
   }
 }
 
+// All that a port that asks for certificates refuses before any call.
+void ExpectNoConnection(const std::vector<std::string>& methods, const std::string& address,
+                        const Files& files, const std::string& secret) {
+  const auto gone = grpc::StatusCode::UNAVAILABLE;
+  ExpectAll(methods, address, files.Security(secret, ""), gone, "no certificate");
+  ExpectAll(methods, address, files.Security(secret, "server2"), gone,
+            "a certificate of another authority");
+  ExpectAll(methods, address, files.Security(secret, "expired"), gone, "an expired certificate");
+  ExpectAll(methods, address, {.secret = secret}, gone, "plaintext");
+}
+
 class ProtectionTest : public ::testing::Test {
  protected:
   ProtectionTest() {
@@ -297,15 +314,7 @@ TEST_F(ProtectionTest, NothingOfEitherPortAnswersWithoutCredentials) {
   ExpectAll(methods, address, files_.Security(kSomeone), unknown, "wrong key");
   ExpectAll(methods, address, files_.Security(kOld), unknown, "expired key");
   ExpectAll({"/no.such.Service/Method"}, address, files_.Security(""), unknown, "no method");
-  base::ChannelSecurity anonymous = files_.Security(kUser);
-  anonymous.files.cert = anonymous.files.key = "";
-  const auto gone = grpc::StatusCode::UNAVAILABLE;
-  ExpectAll(methods, address, anonymous, gone, "no client certificate");
-  base::ChannelSecurity stranger = files_.Security(kUser);
-  stranger.files.cert = files_.path("server2.pem");
-  stranger.files.key = files_.path("server2.key");
-  ExpectAll(methods, address, stranger, gone, "a certificate of another authority");
-  ExpectAll(methods, address, {.secret = kUser}, gone, "plaintext");
+  ExpectNoConnection(methods, address, files_, kUser);
   EXPECT_TRUE(GetModel(As(kUser)).ok());
 
   const std::string internal = InternalAddress();
@@ -314,6 +323,47 @@ TEST_F(ProtectionTest, NothingOfEitherPortAnswersWithoutCredentials) {
   ExpectAll(inside, internal, {}, unknown, "no secret");
   ExpectAll(inside, internal, {.secret = kSomeone}, unknown, "wrong secret");
   ExpectAll(inside, internal, {.secret = kAdmin}, unknown, "an API key");
+  EXPECT_TRUE(server_->WaitForLog("event=call_refused port=public method=\"" + methods.front() +
+                                  "\" code=UNAUTHENTICATED"));
+  EXPECT_TRUE(server_->WaitForLog("event=call_refused port=internal method=\"" + inside.front() +
+                                  "\" code=UNAUTHENTICATED"));
+}
+
+TEST_F(ProtectionTest, TheLogSaysWhoseKeyARequestBrought) {
+  GetModel(As(kUser));
+  EXPECT_TRUE(server_->WaitForLog("method=ModelService.GetModel code=OK"));
+  EXPECT_THAT(server_->log(), HasSubstr(" key=\"user\" "));
+}
+
+grpc::Status ScoreTwoLabels(const std::shared_ptr<grpc::Channel>& channel) {
+  v1::ScoreLabelsRequest request;
+  request.add_inputs()->set_text("It is");
+  request.add_labels(" good");
+  request.add_labels(" bad");
+  v1::ScoreLabelsResponse response;
+  grpc::ClientContext context;
+  return v1::ClassificationService::NewStub(channel)->ScoreLabels(&context, request, &response);
+}
+
+TEST_F(ProtectionTest, AKeyIsHeldToItsLimitByBothServicesThatCompute) {
+  const auto channel = As(kLimited);
+  v1::GenerateRequest two = GreedyRequest({1, 2, 3}, 4);
+  two.set_n(2);
+  EXPECT_TRUE(GenerateOne(As(kUser), two).ok());
+  EXPECT_EQ(GenerateOne(channel, two).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(ScoreTwoLabels(As(kUser)).ok());
+  EXPECT_EQ(ScoreTwoLabels(channel).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  // The limit is of what is open, over all connections.
+  const v1::GenerateRequest one = GreedyRequest({1, 2, 3}, 200);
+  grpc::ClientContext context;
+  const auto reader = v1::GenerationService::NewStub(channel)->Generate(&context, one);
+  v1::GenerateResponse part;
+  ASSERT_TRUE(reader->Read(&part));
+  EXPECT_EQ(GenerateOne(As(kLimited), one).status().code(), absl::StatusCode::kResourceExhausted);
+  while (reader->Read(&part)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_TRUE(GenerateOne(As(kLimited), one).ok());
 }
 
 TEST_F(ProtectionTest, WhatChangesTheClusterTakesAnAdmin) {
@@ -413,7 +463,7 @@ TEST_F(ProtectionTest, NoSecretIsSeenWhereItDoesNotBelong) {
     if (pid != server_->pid()) seen += ReadFile(folder + "/environ");
   }
   EXPECT_THAT(seen, HasSubstr("--api-keys"));
-  for (const char* secret : {kUser, kAdmin, kOld, kLater, kWorker, kSomeone}) {
+  for (const char* secret : {kUser, kAdmin, kOld, kLimited, kLater, kWorker, kSomeone}) {
     EXPECT_THAT(seen, Not(HasSubstr(secret)));
   }
   EXPECT_THAT(seen, Not(HasSubstr("PRIVATE KEY")));
@@ -437,6 +487,11 @@ TEST(ProtectionStartTest, WorkersMayProveThemselvesWithCertificates) {
                           "--internal-listen", "0.0.0.0:0"}});
   ASSERT_TRUE(server.WaitServing()) << server.log();
   EXPECT_TRUE(GenerateOne(server.channel(), GreedyRequest({1, 2}, 4)).ok());
+  const std::string& port = server.internal_address();
+  const std::string internal = "127.0.0.1" + port.substr(port.rfind(':'));
+  const std::vector<std::string> inside = Methods(Dial(internal, files.Security("")));
+  EXPECT_THAT(inside, Contains("/conclave.internal.v1.WorkerRegistry/Join"));
+  ExpectNoConnection(inside, internal, files, "");
 }
 
 TEST(ProtectionStartTest, AWorkersPortOpenToOthersIsRefused) {

@@ -14,7 +14,7 @@ namespace {
 using coordinator::FakeRank;
 using internal::v1::WorkerMessage;
 
-constexpr coordinator::WorkerId kWorker = 1'000'000;  // streams of the registry count from 0
+constexpr coordinator::WorkerId kFirstWorker = 1'000'000;  // streams of the registry count from 0
 
 coordinator::EngineOptions MakeEngineOptions(const coordinator::ServingModel& model) {
   coordinator::EngineOptions options;
@@ -48,12 +48,16 @@ coordinator::ServingModel LoadDemo() {
 }  // namespace
 
 FakeWorker::FakeWorker(coordinator::EngineLoop& engine, const coordinator::ClusterOptions& options)
-    : engine_(engine), options_(options) {}
+    : engine_(engine), options_(options), id_(kFirstWorker) {}
 
-void FakeWorker::Join(const std::shared_ptr<FakeWorker>& worker) {
-  worker->engine_.OnWorkerJoined(kWorker, worker);
-  worker->engine_.OnWorkerMessage(kWorker, coordinator::RegisterMessage(1));
+void FakeWorker::Start(const std::shared_ptr<FakeWorker>& worker) {
+  worker->Join();
   std::thread([worker] { worker->Run(); }).detach();
+}
+
+void FakeWorker::Join() {
+  engine_.OnWorkerJoined(id_, shared_from_this());
+  engine_.OnWorkerMessage(id_, coordinator::RegisterMessage(1));
 }
 
 std::shared_ptr<absl::Notification> FakeWorker::SayBeforeNextAnswer(WorkerMessage message,
@@ -68,21 +72,32 @@ void FakeWorker::Send(internal::v1::CoordinatorMessage message) {
   mailbox_.Post(std::move(message));
 }
 
-// The engine has no reason to part with this worker.
-void FakeWorker::Close() { CONCLAVE_CHECK(!"the engine closed the worker's stream"); }
+void FakeWorker::Close() { mailbox_.Post(Closed{}); }
+// It is never silent, as time stands still.
 void FakeWorker::Abort() { CONCLAVE_CHECK(!"the engine aborted the worker's stream"); }
 
 void FakeWorker::Run() {
-  while (const auto message = mailbox_.Take(absl::InfiniteDuration())) {
-    CONCLAVE_CHECK(!message->has_refuse());
-    if (message->has_assignment()) Load(message->assignment());
-    if (message->has_end_epoch()) {
-      rank_.reset();
-      // What was said of its memory before may be wrong, and no group forms without memory.
-      engine_.OnWorkerMessage(kWorker, coordinator::HeartbeatMessage(0));
+  while (auto event = mailbox_.Take(absl::InfiniteDuration())) {
+    if (const auto* message = std::get_if<internal::v1::CoordinatorMessage>(&*event)) {
+      Hear(*message);
+      continue;
     }
-    if (message->has_step_plan() && rank_.has_value()) Answer(message->step_plan());
+    // It said Leave and was let go. A worker that joins again is another one.
+    rank_.reset();
+    ++id_;
+    Join();
   }
+}
+
+void FakeWorker::Hear(const internal::v1::CoordinatorMessage& message) {
+  CONCLAVE_CHECK(!message.has_refuse());
+  if (message.has_assignment()) Load(message.assignment());
+  if (message.has_end_epoch()) {
+    rank_.reset();
+    // What was said of its memory before may be wrong, and no group forms without memory.
+    engine_.OnWorkerMessage(id_, coordinator::HeartbeatMessage(0));
+  }
+  if (message.has_step_plan() && rank_.has_value()) Answer(message.step_plan());
 }
 
 void FakeWorker::Load(const internal::v1::Assignment& assignment) {
@@ -97,7 +112,7 @@ void FakeWorker::Load(const internal::v1::Assignment& assignment) {
   shape.max_sequences = static_cast<int>(assignment.cache().max_sequences());
   shape.max_step_tokens = options_.max_step_tokens;
   rank_.emplace(std::move(shape));
-  engine_.OnWorkerMessage(kWorker, coordinator::ReadyMessage(assignment.epoch()));
+  engine_.OnWorkerMessage(id_, coordinator::ReadyMessage(assignment.epoch()));
 }
 
 void FakeWorker::Answer(const internal::v1::StepPlan& plan) {
@@ -108,7 +123,7 @@ void FakeWorker::Answer(const internal::v1::StepPlan& plan) {
     said = injection->said;
     Inject(*std::move(injection), plan);
   }
-  engine_.OnWorkerMessage(kWorker, std::move(message));
+  engine_.OnWorkerMessage(id_, std::move(message));
   if (said != nullptr) said->Notify();
 }
 
@@ -136,7 +151,7 @@ void FakeWorker::Inject(Injection injection, const internal::v1::StepPlan& plan)
         break;
     }
   }
-  engine_.OnWorkerMessage(kWorker, std::move(message));
+  engine_.OnWorkerMessage(id_, std::move(message));
 }
 
 LiveCoordinator& LiveCoordinator::Get() {
@@ -168,7 +183,7 @@ LiveCoordinator::LiveCoordinator() : model_(LoadDemo()) {
   CONCLAVE_CHECK(server_ != nullptr);
   channel_ = server_->InProcessChannel({});
   worker_ = std::make_shared<FakeWorker>(*engine_, options.cluster);
-  FakeWorker::Join(worker_);
+  FakeWorker::Start(worker_);
 }
 
 void LiveCoordinator::WaitServing() {

@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <optional>
+#include <variant>
 
 #include "absl/synchronization/notification.h"
 #include "base/clock.h"
@@ -26,13 +27,14 @@
 namespace conclave::tests {
 
 // The only member of the group. Everything of a rank happens on its own thread; what the engine
-// sends is queued.
-class FakeWorker final : public coordinator::WorkerLink {
+// sends is queued. Let go, it joins anew.
+class FakeWorker final : public coordinator::WorkerLink,
+                         public std::enable_shared_from_this<FakeWorker> {
  public:
   FakeWorker(coordinator::EngineLoop& engine, const coordinator::ClusterOptions& options);
 
   // Registers and starts the thread, which runs as long as the process.
-  static void Join(const std::shared_ptr<FakeWorker>& worker);
+  static void Start(const std::shared_ptr<FakeWorker>& worker);
   // The worker says `message` just before its next answer to a plan. Where the two carry one, the
   // message's epoch (and step) become those of the plan if `current`. Notified when both are said:
   // what was said may end a stream, and the answer the epoch after it.
@@ -50,15 +52,20 @@ class FakeWorker final : public coordinator::WorkerLink {
     std::shared_ptr<absl::Notification> said = std::make_shared<absl::Notification>();
   };
 
+  struct Closed {};
+
+  void Join();
   void Run();
+  void Hear(const internal::v1::CoordinatorMessage& message);
   void Load(const internal::v1::Assignment& assignment);
   void Answer(const internal::v1::StepPlan& plan);
   void Inject(Injection injection, const internal::v1::StepPlan& plan);
 
   coordinator::EngineLoop& engine_;
   const coordinator::ClusterOptions options_;
-  base::Mailbox<internal::v1::CoordinatorMessage> mailbox_;
+  base::Mailbox<std::variant<internal::v1::CoordinatorMessage, Closed>> mailbox_;
   base::Mailbox<Injection> injections_;
+  coordinator::WorkerId id_;                   // of the stream
   std::optional<coordinator::FakeRank> rank_;  // of the running epoch
 };
 

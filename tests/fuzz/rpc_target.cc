@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "proto/conclave/internal/v1/worker.pb.h"
 #include "proto/conclave/v1/classification.pb.h"
+#include "proto/conclave/v1/cluster.pb.h"
 #include "proto/conclave/v1/generation.pb.h"
 #include "proto/conclave/v1/model.pb.h"
 #include "tests/fuzz/live_coordinator.h"
@@ -222,6 +223,16 @@ void Rebalance(uint8_t, std::string_view body) {
   Unary<v1::RebalanceResponse>("/conclave.v1.ClusterService/Rebalance", body);
 }
 
+// The service is idle, so the drain ends at once; it is always undone.
+void Drain(uint8_t, std::string_view body) {
+  constexpr char kDrain[] = "/conclave.v1.ClusterService/Drain";
+  Unary<v1::DrainResponse>(kDrain, body);
+  v1::DrainRequest resume;
+  resume.set_resume(true);
+  const grpc::Status status = Call(kDrain, {resume.SerializeAsString()}, kPatience).status;
+  CheckCode(status, status.ok());
+}
+
 void Put(uint8_t, std::string_view body) {
   const Reply reply = Call("/conclave.internal.v1.WorkerRegistry/Put", {body}, kPatience);
   CheckCode(reply.status, IsInternalCode(reply.status.error_code()));
@@ -283,6 +294,7 @@ constexpr void (*kMethods[])(uint8_t options, std::string_view body) = {
     Rebalance,
     Chat,
     ScoreLabels,
+    Drain,
 };
 
 }  // namespace
