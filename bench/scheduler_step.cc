@@ -172,6 +172,8 @@ int Main(int argc, char** argv) {
   int steps = 2000;
   app.add_option("--sequences", sequences)->delimiter(',');
   app.add_option("--steps", steps)->check(CLI::Range(10, 1000000));
+  std::string only;
+  app.add_option("--case", only, "decode, turnover or pressure; all if not given");
   CLI11_PARSE(app, argc, argv);
   fmt::print(
       "| case | sequences | steps | median us | p99 us | floor us | median / floor | preemptions | "
@@ -180,11 +182,13 @@ int Main(int argc, char** argv) {
       kTargetMicros);
   for (const int count : sequences) {
     // 100 + 64 tokens are 11 blocks, 100 + 512 are 39.
-    Measure(count, steps, {.name = "decode", .blocks_per_sequence = 400});
-    Measure(count, steps,
-            {.name = "turnover", .max_tokens = 64, .waiting = count, .blocks_per_sequence = 22});
-    Measure(count, steps,
-            {.name = "pressure", .max_tokens = 512, .waiting = count, .blocks_per_sequence = 20});
+    const Case cases[] = {
+        {.name = "decode", .blocks_per_sequence = 400},
+        {.name = "turnover", .max_tokens = 64, .waiting = count, .blocks_per_sequence = 22},
+        {.name = "pressure", .max_tokens = 512, .waiting = count, .blocks_per_sequence = 20}};
+    for (const Case& one : cases) {
+      if (only.empty() || only == one.name) Measure(count, steps, one);
+    }
   }
   return 0;
 }

@@ -277,7 +277,8 @@ const WorldPlan* Scheduler::NextPlan() {
 void Scheduler::AdmitQueued(absl::Time now) {
   if (lanes_[0].queue.empty() && lanes_[1].queue.empty()) return;
   std::vector<int64_t> loads;
-  for (const auto& group : groups_) loads.push_back(group->Load());
+  // One group alone is not compared with any other.
+  for (const auto& group : groups_) loads.push_back(groups_.size() > 1 ? group->Load() : 0);
   for (bool admitted = true; admitted;) {
     admitted = AdmitNext(lanes_[0], lanes_[1], loads, now);
     admitted |= AdmitNext(lanes_[1], lanes_[0], loads, now);

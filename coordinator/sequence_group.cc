@@ -19,6 +19,10 @@ constexpr int kShortPromptRows = 64;
 // step or two, and do not wait for a slot that a long generation holds.
 constexpr int kGenerationSlotsPerHeadSlot = 8;
 
+// How far ahead of its turn a sequence is fetched, and what its fields point to.
+constexpr size_t kFieldsAhead = 8;
+constexpr size_t kAnswerAhead = 4;
+
 template <typename Ids, typename Repeated>
 void Append(const Ids& ids, Repeated* repeated) {
   for (int id : ids) repeated->Add(id);
@@ -132,6 +136,7 @@ void SequenceGroup::Commit(internal::v1::StepPlan& plan) {
 void SequenceGroup::AddDecodeRows(internal::v1::StepPlan& plan, GroupRows& total) {
   prompts_.clear();
   for (size_t i = 0; i < resident_.size() && total.rows < options_.max_step_tokens; ++i) {
+    if (i + kFieldsAhead < resident_.size()) resident_[i + kFieldsAhead]->PrefetchFields();
     Sequence& sequence = *resident_[i];
     if (!sequence.runnable()) continue;
     if (sequence.decoding()) {
@@ -257,7 +262,11 @@ absl::Status SequenceGroup::OnResult(const internal::v1::StepResult& result, abs
   spare_ = std::move(in_flight_.front());
   in_flight_.pop_front();
   ResultPlace place;
-  for (const PlannedChunk& chunk : spare_.chunks) {
+  const std::vector<PlannedChunk>& chunks = spare_.chunks;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (i + kFieldsAhead < chunks.size()) chunks[i + kFieldsAhead].sequence->PrefetchFields();
+    if (i + kAnswerAhead < chunks.size()) chunks[i + kAnswerAhead].sequence->PrefetchAnswer();
+    const PlannedChunk& chunk = chunks[i];
     Sequence& sequence = *chunk.sequence;
     const bool had_ended = sequence.ended();
     Deliver(chunk, result, place, now);
