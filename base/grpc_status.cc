@@ -18,6 +18,19 @@ constexpr int kDetails = 3;
 constexpr int kTypeUrl = 1;
 constexpr int kValue = 2;
 
+// Trailing metadata has room for about 8 KiB, of which this is a part, twice with details.
+constexpr size_t kMaxMessageBytes = 1000;
+
+// At most so much, cut between characters.
+std::string ShortMessage(const absl::Status& status) {
+  std::string message(status.message());
+  if (message.size() <= kMaxMessageBytes) return message;
+  size_t end = kMaxMessageBytes;
+  while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;
+  message.resize(end);
+  return message + "...";
+}
+
 // The payloads as a serialized google.rpc.Status; empty when there are none.
 std::string Details(const absl::Status& status) {
   UnknownFieldSet rpc_status;
@@ -31,7 +44,7 @@ std::string Details(const absl::Status& status) {
   });
   if (rpc_status.empty()) return "";
   rpc_status.AddVarint(kCode, static_cast<uint64_t>(status.code()));
-  rpc_status.AddLengthDelimited(kMessage, std::string(status.message()));
+  rpc_status.AddLengthDelimited(kMessage, ShortMessage(status));
   std::string bytes;
   rpc_status.SerializeToString(&bytes);
   return bytes;
@@ -65,8 +78,7 @@ void AddPayloads(const std::string& details, absl::Status& status) {
 
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
-          Details(status)};
+  return {static_cast<grpc::StatusCode>(status.code()), ShortMessage(status), Details(status)};
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {

@@ -3,6 +3,7 @@
 
 // absl::Status inside, grpc::Status at the RPC edge: the same codes, the same message. Payloads
 // travel as the details of a google.rpc.Status (trailing metadata grpc-status-details-bin).
+// Messages past 1,000 bytes are cut: gRPC drops a status whose metadata are too large.
 
 #include <grpcpp/support/status.h>
 

@@ -32,6 +32,18 @@ TEST(GrpcStatus, TheRetryDelayIsARetryInfoInTheDetails) {
   EXPECT_EQ(RetryDelay(FromGrpc(wire)), absl::Milliseconds(2500));
 }
 
+TEST(GrpcStatus, ALongMessageIsCutBetweenCharacters) {
+  std::string message(999, 'a');
+  message.append("\u00e4").append(1 << 20, 'b');
+  absl::Status status = absl::InvalidArgumentError(message);
+  status = WithRetryDelay(status, absl::Seconds(1));
+  const grpc::Status sent = ToGrpc(status);
+  EXPECT_EQ(sent.error_message(), message.substr(0, 999).append("..."));
+  EXPECT_LT(sent.error_details().size(), 1200u);
+  EXPECT_TRUE(RetryDelay(FromGrpc(sent)).has_value());
+  EXPECT_EQ(ToGrpc(absl::InternalError(std::string(1000, 'a'))).error_message().size(), 1000u);
+}
+
 TEST(GrpcStatus, DetailsThatMakeNoSenseAreLeftOut) {
   for (const std::string details :
        {"\x1a\xff", "\x1a\x03\x0a\x7f\x01", "text", "\x1a\x02\x08\x01"}) {

@@ -31,10 +31,11 @@ grpc_ssl_server_certificate_config* MakeConfig(const TlsPems& pems) {
 // What gRPC calls back with, for as long as it has the credentials.
 class PortGuard {
  public:
-  PortGuard(ServerSecurity security, TlsPems pems)
+  // `watch`: of the files since before they were read.
+  PortGuard(ServerSecurity security, FileWatch watch, TlsPems pems)
       : tls_(std::move(security.tls)),
         check_(std::move(security.check)),
-        watch_({tls_.cert, tls_.key, tls_.ca}),
+        watch_(std::move(watch)),
         pems_(std::move(pems)) {}
 
   // grpc_ssl_server_certificate_config_callback: before the first handshake and at every one.
@@ -158,9 +159,10 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     return absl::InvalidArgumentError(
         security.tls.ca + ": clients can show certificates only to a server that has one");
   }
-  ASSIGN_OR_RETURN(TlsPems pems, LoadTls(security.tls));
   const TlsFiles tls = security.tls;
-  auto guard = std::make_unique<PortGuard>(std::move(security), std::move(pems));
+  FileWatch watch({tls.cert, tls.key, tls.ca});
+  ASSIGN_OR_RETURN(TlsPems pems, LoadTls(tls));
+  auto guard = std::make_unique<PortGuard>(std::move(security), std::move(watch), std::move(pems));
   grpc_server_credentials* core = MakeCore(tls, guard.get());
   if (core == nullptr) return absl::InternalError(tls.cert + ": gRPC does not take it");
   // Connections outlive the C++ object: the guard goes when the core lets go of it.

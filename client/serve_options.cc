@@ -12,6 +12,9 @@
 namespace conclave::client {
 namespace {
 
+// Seconds that a worker waits longer than the coordinator has to let it go.
+constexpr double kLeaveMargin = 5;
+
 constexpr int kMaxInt = std::numeric_limits<int>::max();
 
 // Children may be given the folder by one process and read it in another.
@@ -99,6 +102,11 @@ void AddProtectionFlags(base::FlagSet& command, ServeOptions* options) {
                        "Let anybody join who reaches --internal-listen", "Protection");
   add("--max-prompt-tokens", "Of one request [what the context holds]").SilentRange(0, kMaxInt);
   add("--max-message-bytes", "Of one request [67108864]").SilentRange(1, kMaxInt);
+  add("--max-open-calls", "Of one connection; more wait at the client [1024]")
+      .SilentRange(1, kMaxInt);
+  add("--max-reply-bytes", "Of a unary call [268435456]").SilentRange(1, kMaxInt);
+  add("--max-unread-seconds", "That a message may wait for a client that takes none [60]")
+      .SilentRange(0, kMaxInt);
   add("--max-unread-bytes", "Results that may wait for a client that reads slowly [16777216]")
       .SilentRange(1, kMaxInt);
   add("--keepalive-seconds", "Silence after which a client is asked whether it is there [60]")
@@ -140,6 +148,8 @@ void AddServeFlags(base::FlagSet& command, ServeOptions* options) {
       .Range(1, 4096);
   command.AddSwitch("--no-graphs", &options->no_graphs,
                     "With --device cuda: launch every kernel by itself, not as a CUDA graph");
+  command.Add("--health-listen", &options->health_listen, "Plaintext grpc.health.v1")
+      .Type("HOST:PORT");
   command.Add("--metrics-listen", &options->metrics_listen, "Metrics for Prometheus, over HTTP")
       .Type("HOST:PORT");
   command
@@ -167,9 +177,8 @@ model::ModelSource ServeOptions::source() const {
   return source;
 }
 
-std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std::string& listen,
-                                         const std::string& internal_listen,
-                                         const std::string& metrics_listen) {
+std::vector<std::string> CoordinatorArgv(const ServeOptions& options,
+                                         const CoordinatorAddresses& addresses) {
   std::vector<std::string> argv = {options.coordinator_binary, "--model",
                                    AbsolutePath(options.model)};
   for (const std::string& flag : options.heads) {
@@ -188,10 +197,10 @@ std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std:
     add("--seed", std::to_string(random->seed));
     add("--layers", std::to_string(random->layers));
   }
-  add("--listen", listen);
-  add("--internal-listen", internal_listen);
-  add("--health-listen", "127.0.0.1:0");
-  if (!metrics_listen.empty()) add("--metrics-listen", metrics_listen);
+  add("--listen", addresses.listen);
+  add("--internal-listen", addresses.internal);
+  if (!addresses.health.empty()) add("--health-listen", addresses.health);
+  if (!addresses.metrics.empty()) add("--metrics-listen", addresses.metrics);
   add("--drain-limit", fmt::format("{}", options.drain_limit));
   add("--workers", std::to_string(options.shape.world()));
   add("--dp", std::to_string(options.shape.dp));
@@ -216,6 +225,8 @@ std::vector<std::string> WorkerArgv(const ServeOptions& options, int index,
                                    options.device,
                                    "--health-listen",
                                    "127.0.0.1:0",
+                                   "--drain-limit",
+                                   fmt::format("{}", options.drain_limit + kLeaveMargin),
                                    "--threads",
                                    std::to_string(ThreadsPerWorker(options)),
                                    "--log-level",

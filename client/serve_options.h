@@ -26,6 +26,7 @@ struct ServeOptions {
   std::string listen = kDefaultServer;
   std::string internal_listen = "127.0.0.1:0";
   int threads = 0;             // of each worker; 0: its share of the processors
+  std::string health_listen;   // empty: none
   std::string metrics_listen;  // empty: none
   double drain_limit = 30;     // seconds
   std::string log_level = "info";
@@ -50,11 +51,17 @@ struct ServeOptions {
 // `options` must outlive the parse.
 void AddServeFlags(base::FlagSet& command, ServeOptions* options);
 
-// The addresses to bind: as given at first; a coordinator that is started again gets those that the
-// first one chose.
-std::vector<std::string> CoordinatorArgv(const ServeOptions& options, const std::string& listen,
-                                         const std::string& internal_listen,
-                                         const std::string& metrics_listen = "");
+// Where the coordinator listens: as given at first; one that is started again gets the addresses
+// that the first one chose.
+struct CoordinatorAddresses {
+  std::string listen = {};
+  std::string internal = {};
+  std::string health = {};   // empty: nowhere
+  std::string metrics = {};  // the same
+};
+
+std::vector<std::string> CoordinatorArgv(const ServeOptions& options,
+                                         const CoordinatorAddresses& addresses);
 
 // `internal` is where the coordinator waits for workers. Workers reach each other over loopback.
 // Of worker `index`.

@@ -35,7 +35,7 @@ ServeOptions Parse(std::vector<std::string> arguments) {
 
 TEST(ServeOptionsTest, TheCoordinatorGetsAddressesAndShape) {
   const ServeOptions options = Parse({"--model", "/m/", "--workers", "4", "--dp", "2"});
-  const auto argv = CoordinatorArgv(options, "127.0.0.1:7", "127.0.0.1:8");
+  const auto argv = CoordinatorArgv(options, {.listen = "127.0.0.1:7", .internal = "127.0.0.1:8"});
   EXPECT_EQ(argv[0], "/bin/conclave-coordinator");
   EXPECT_EQ(ValueOf(argv, "--model"), "/m");
   EXPECT_EQ(ValueOf(argv, "--listen"), "127.0.0.1:7");
@@ -44,6 +44,20 @@ TEST(ServeOptionsTest, TheCoordinatorGetsAddressesAndShape) {
   EXPECT_EQ(ValueOf(argv, "--dp"), "2");
   EXPECT_EQ(ValueOf(argv, "--tp"), "2");
   EXPECT_THAT(argv, Not(Contains("--max-running")));
+  EXPECT_THAT(argv, Not(Contains("--health-listen")));
+}
+
+TEST(ServeOptionsTest, HealthIsServedWhereItIsAskedFor) {
+  const ServeOptions options = Parse({"--model", "m", "--health-listen", "0.0.0.0:7000"});
+  EXPECT_EQ(options.health_listen, "0.0.0.0:7000");
+  const auto argv = CoordinatorArgv(options, {.health = options.health_listen});
+  EXPECT_EQ(ValueOf(argv, "--health-listen"), "0.0.0.0:7000");
+}
+
+TEST(ServeOptionsTest, AWorkerWaitsLongerThanTheCoordinatorHasToLetItGo) {
+  const ServeOptions options = Parse({"--model", "m", "--drain-limit", "100"});
+  EXPECT_EQ(ValueOf(CoordinatorArgv(options, {}), "--drain-limit"), "100");
+  EXPECT_EQ(ValueOf(WorkerArgv(options, 0, "127.0.0.1:9"), "--drain-limit"), "105");
 }
 
 TEST(ServeOptionsTest, EngineFlagsPassThroughAsGiven) {
@@ -57,7 +71,7 @@ TEST(ServeOptionsTest, EngineFlagsPassThroughAsGiven) {
                                       "--kv-cache-bytes",  "8589934592",
                                       "--require-mxfp4",   "--allow-forced-routing",
                                       "--tokenizer",       "/t.json"});
-  const auto argv = CoordinatorArgv(options, "a:1", "a:2");
+  const auto argv = CoordinatorArgv(options, {.listen = "a:1", .internal = "a:2"});
   EXPECT_EQ(ValueOf(argv, "--exchange"), "exact");
   EXPECT_EQ(ValueOf(argv, "--max-running"), "3");
   EXPECT_EQ(ValueOf(argv, "--max-queued"), "0");
@@ -73,17 +87,18 @@ TEST(ServeOptionsTest, EngineFlagsPassThroughAsGiven) {
 TEST(ServeOptionsTest, RandomWeightsPassThrough) {
   ServeOptions options =
       Parse({"--model", "m", "--weights", "random", "--seed", "9", "--layers", "2"});
-  const auto argv = CoordinatorArgv(options, "a:1", "a:2");
+  const auto argv = CoordinatorArgv(options, {.listen = "a:1", .internal = "a:2"});
   EXPECT_EQ(ValueOf(argv, "--weights"), "random");
   EXPECT_EQ(ValueOf(argv, "--seed"), "9");
   EXPECT_EQ(ValueOf(argv, "--layers"), "2");
   options = Parse({"--model", "m"});
-  EXPECT_THAT(CoordinatorArgv(options, "a:1", "a:2"), Not(Contains("--weights")));
+  EXPECT_THAT(CoordinatorArgv(options, {.listen = "a:1", .internal = "a:2"}),
+              Not(Contains("--weights")));
 }
 
 TEST(ServeOptionsTest, EachHeadPassesThroughWithAnAbsoluteFolder) {
   const ServeOptions options = Parse({"--model", "m", "--head", "a=/x/y", "--head", "b=/z/"});
-  const auto argv = CoordinatorArgv(options, "a:1", "a:2");
+  const auto argv = CoordinatorArgv(options, {.listen = "a:1", .internal = "a:2"});
   EXPECT_EQ(std::count(argv.begin(), argv.end(), "--head"), 2);
   EXPECT_THAT(argv, Contains("a=/x/y"));
   EXPECT_THAT(argv, Contains("b=/z"));

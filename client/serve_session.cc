@@ -68,7 +68,7 @@ absl::Status ServeSession::Run() {
     while (child_signals_.Take() != 0) {
     }
     if (monitor_) OnSnapshot(monitor_->Take());
-    if (phase_ == Phase::kStarting && !listen_.empty() && !internal_.empty()) {
+    if (phase_ == Phase::kStarting && !bound_.listen.empty() && !bound_.internal.empty()) {
       failure_.Update(StartWorkers());
     }
     signal = stop_signals_.Take();
@@ -103,8 +103,10 @@ void ServeSession::Drain() {
 absl::Status ServeSession::StartCoordinator() {
   return supervisor_
       .Start({.name = "coordinator",
-              .argv = CoordinatorArgv(options_, options_.listen, options_.internal_listen,
-                                      options_.metrics_listen),
+              .argv = CoordinatorArgv(options_, {.listen = options_.listen,
+                                                 .internal = options_.internal_listen,
+                                                 .health = options_.health_listen,
+                                                 .metrics = options_.metrics_listen}),
               .log_file = LogFile("coordinator"),
               .lines_of_stdout = true})
       .status();
@@ -113,11 +115,12 @@ absl::Status ServeSession::StartCoordinator() {
 absl::Status ServeSession::StartWorkers() {
   phase_ = Phase::kForming;
   ShowHeld();
-  fmt::print("internal {}\n", internal_);
-  if (!metrics_.empty()) fmt::print("metrics {}\n", metrics_);
+  fmt::print("internal {}\n", bound_.internal);
+  if (!bound_.health.empty()) fmt::print("health {}\n", bound_.health);
+  if (!bound_.metrics.empty()) fmt::print("metrics {}\n", bound_.metrics);
   std::fflush(stdout);
   // A coordinator that is started again is found where the workers and clients know it.
-  supervisor_.set_argv(kCoordinator, CoordinatorArgv(options_, listen_, internal_, metrics_));
+  supervisor_.set_argv(kCoordinator, CoordinatorArgv(options_, bound_));
   const int workers = options_.shape.world();
   display_->Message(fmt::format("starting {} worker{} (dp {} x tp {}) on {}", workers,
                                 workers == 1 ? "" : "s", options_.shape.dp, options_.shape.tp,
@@ -126,13 +129,14 @@ absl::Status ServeSession::StartWorkers() {
     const std::string name = fmt::format("worker {}", i);
     RETURN_IF_ERROR(supervisor_
                         .Start({.name = name,
-                                .argv = WorkerArgv(options_, i, DialAddress(internal_)),
+                                .argv = WorkerArgv(options_, i, DialAddress(bound_.internal)),
                                 .log_file = LogFile(fmt::format("worker-{}", i)),
                                 .lines_of_stdout = false})
                         .status());
   }
-  monitor_ = std::make_unique<ServeMonitor>(
-      options_.control_socket.empty() ? DialAddress(listen_) : "unix:" + options_.control_socket);
+  monitor_ = std::make_unique<ServeMonitor>(options_.control_socket.empty()
+                                                ? DialAddress(bound_.listen)
+                                                : "unix:" + options_.control_socket);
   return absl::OkStatus();
 }
 
@@ -146,7 +150,7 @@ void ServeSession::OnSnapshot(ServeSnapshot snapshot) {
     display_->EndProgress();
     if (phase_ == Phase::kForming) {
       phase_ = Phase::kServing;
-      fmt::print("serving {}\n", listen_);
+      fmt::print("serving {}\n", bound_.listen);
       std::fflush(stdout);
     } else {
       display_->Message("serving again");
@@ -157,13 +161,17 @@ void ServeSession::OnSnapshot(ServeSnapshot snapshot) {
 
 void ServeSession::OnLine(int child, bool is_stdout, const std::string& line) {
   if (child == kCoordinator && is_stdout) {
-    const std::string internal = After("internal", line);
-    const std::string metrics = After("metrics", line);
-    const std::string listen = After("listening", line);
-    if (!internal.empty()) internal_ = internal;
-    if (!metrics.empty()) metrics_ = metrics;
-    if (!listen.empty()) listen_ = listen;
-    if (!internal.empty() || !metrics.empty() || !listen.empty()) return;
+    const std::array<std::pair<const char*, std::string*>, 4> said = {
+        {{"internal", &bound_.internal},
+         {"health", &bound_.health},
+         {"metrics", &bound_.metrics},
+         {"listening", &bound_.listen}}};
+    for (const auto& [word, address] : said) {
+      const std::string rest = After(word, line);
+      if (rest.empty()) continue;
+      *address = rest;
+      return;
+    }
   }
   if (!is_stdout && !line.empty()) last_line_[child] = line;
   if (phase_ != Phase::kStarting) {

@@ -64,11 +64,9 @@ class ServeSession : private Supervisor::Events {
 
   Phase phase_ = Phase::kStarting;
   bool stopping_ = false;
-  absl::Status failure_;  // not OK: the run ends
-  bool serving_ = false;  // what the last snapshot said
-  std::string listen_;    // as the coordinator said
-  std::string internal_;
-  std::string metrics_;
+  absl::Status failure_;                  // not OK: the run ends
+  bool serving_ = false;                  // what the last snapshot said
+  CoordinatorAddresses bound_;            // as the coordinator said
   std::map<int, std::string> last_line_;  // by child, of stderr
   // The coordinator's last line while it starts: shown with the next one, or as the error when it
   // was the last of all.

@@ -37,6 +37,12 @@ void ApiKeyAccount::Refill() {
 
 absl::Status ApiKeyAccount::Take(int requests, int64_t prompt_tokens) {
   absl::MutexLock lock(&mutex_);
+  if (limits_.max_requests > 0 && requests > limits_.max_requests) {
+    return absl::ResourceExhaustedError(fmt::format(
+        "{} completions, inputs or labels at once are more than the API key '{}' may ever have "
+        "open, {}",
+        requests, name_, limits_.max_requests));
+  }
   if (limits_.max_requests > 0 && open_ + requests > limits_.max_requests) {
     return base::WithRetryDelay(absl::ResourceExhaustedError(fmt::format(
                                     "the API key '{}' has {} requests open and may have {}", name_,

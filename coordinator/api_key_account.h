@@ -29,9 +29,9 @@ class ApiKeyAccount {
 
   void SetLimits(const ApiKeyLimits& limits);
 
-  // Takes `requests` with so many prompt tokens together, or RESOURCE_EXHAUSTED with a retry delay.
-  // Tokens are charged when their number is known and paid back over time: who has any left may
-  // overdraw, and then waits.
+  // Takes `requests` with so many prompt tokens together, or RESOURCE_EXHAUSTED: with a retry
+  // delay, unless they are more than there may ever be. Tokens are charged when their number is
+  // known and paid back over time: who has any left may overdraw, and then waits.
   absl::Status Take(int requests, int64_t prompt_tokens);
   // Once for each request taken: `output_tokens` were generated for it.
   void End(int64_t output_tokens);

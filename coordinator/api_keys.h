@@ -43,9 +43,10 @@ absl::StatusOr<std::vector<ApiKey>> ParseApiKeys(const std::string& text, const 
 // Thread-safe.
 class ApiKeys {
  public:
-  // Borrows the clock.
+  // Borrows the clocks: one that never jumps, and the one that says what date it is.
   static absl::StatusOr<std::shared_ptr<ApiKeys>> Open(const std::string& path,
-                                                       const base::Clock& clock);
+                                                       const base::Clock& clock,
+                                                       const base::Clock& wall);
 
   // Whether a call of `method` ("/package.Service/Method") with this authorization header may go
   // on: UNAUTHENTICATED without a key that is valid now, PERMISSION_DENIED where it takes an admin.
@@ -62,7 +63,8 @@ class ApiKeys {
   };
   using Keys = std::vector<Held>;
 
-  ApiKeys(const std::string& path, const base::Clock& clock, std::vector<ApiKey> keys);
+  ApiKeys(const std::string& path, const base::Clock& clock, const base::Clock& wall,
+          base::FileWatch watch, std::vector<ApiKey> keys);
 
   std::shared_ptr<const Keys> Current();
   void Replace(std::vector<ApiKey> keys) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -70,6 +72,7 @@ class ApiKeys {
 
   const std::string path_;
   const base::Clock& clock_;
+  const base::Clock& wall_;
   absl::Mutex mutex_;  // guards all below
   base::FileWatch watch_ ABSL_GUARDED_BY(mutex_);
   absl::Time looked_ ABSL_GUARDED_BY(mutex_);

@@ -5,6 +5,8 @@
 
 #include "base/grpc_status.h"
 #include "base/retry_delay.h"
+#include "base/status_macros.h"
+#include "coordinator/unread_events.h"
 
 namespace conclave::coordinator {
 namespace {
@@ -19,20 +21,26 @@ class BatchCall::ItemSink final : public RequestSink {
   ItemSink(std::shared_ptr<BatchCall> call, size_t index) : call_(std::move(call)), index_(index) {}
 
   void OnPromptLogprobs(std::span<const PromptLogprob> logprobs) override {
-    auto& all = call_->items_[index_].prompt;
-    all.insert(all.end(), logprobs.begin(), logprobs.end());
+    Keep(logprobs, call_->items_[index_].prompt);
   }
   void OnTokens(std::span<const TokenEvent> tokens) override {
-    auto& all = call_->items_[index_].tokens;
-    all.insert(all.end(), tokens.begin(), tokens.end());
+    Keep(tokens, call_->items_[index_].tokens);
   }
   void OnHeadLogits(int, int, std::span<const float> logits) override {
+    if (!call_->Holds(logits.size_bytes())) return;
     auto& all = call_->items_[index_].head_logits;
     all.insert(all.end(), logits.begin(), logits.end());
   }
   void OnEnd(const Outcome& outcome) override { call_->Ended(index_, outcome); }
 
  private:
+  template <typename Event>
+  void Keep(std::span<const Event> events, std::vector<Event>& all) {
+    size_t bytes = 0;
+    for (const Event& event : events) bytes += BytesOf(event);
+    if (call_->Holds(bytes)) all.insert(all.end(), events.begin(), events.end());
+  }
+
   std::shared_ptr<BatchCall> call_;
   size_t index_;
 };
@@ -44,6 +52,8 @@ BatchCall::BatchCall(const ServingModel& model, Engine& engine, base::Executor& 
       executor_(executor),
       response_(response),
       most_open_(std::max(1, model.limits.max_queued / kQueueParts)),
+      max_bytes_(model.limits.max_reply_bytes),
+      write_limit_(context, absl::Seconds(model.limits.max_unread_seconds)),
       record_(method, context, engine.calls()) {}
 
 void BatchCall::Refuse(const absl::Status& status) {
@@ -56,6 +66,7 @@ void BatchCall::Close(const grpc::Status& status) {
     absl::MutexLock lock(&mutex_);
     record_.End(status);
   }
+  write_limit_.Begin();
   Finish(status);
 }
 
@@ -146,6 +157,23 @@ void BatchCall::Ended(size_t index, const Outcome& outcome) {
   });
 }
 
+// On the scheduler's thread.
+bool BatchCall::Holds(size_t bytes) {
+  const auto most = static_cast<size_t>(max_bytes_);
+  const size_t before = bytes_.fetch_add(bytes);
+  if (before + bytes <= most) return true;
+  if (before > most) return false;  // it has failed
+  std::vector<RequestId> rest;
+  {
+    absl::MutexLock lock(&mutex_);
+    rest = NoteFailure(ReplyTooLarge("the results of this call take too much memory", max_bytes_));
+  }
+  executor_.Post([self = shared_from_this(), rest = std::move(rest)] {
+    for (RequestId id : rest) self->engine_.Cancel(id);
+  });
+  return false;
+}
+
 std::vector<RequestId> BatchCall::NoteFailure(const absl::Status& status) {
   if (status.ok() || !status_.ok()) return {};
   status_ = status;
@@ -171,8 +199,16 @@ void BatchCall::FinishCall() {
     left.swap(requests_);
   }
   left.clear();
-  if (status.ok()) *response_ = compose_(items_);
+  if (status.ok()) status = ComposeReply();
+  items_.clear();  // the client may take its time
   Close(base::ToGrpc(status));
+}
+
+absl::Status BatchCall::ComposeReply() {
+  ReplyParts reply(max_bytes_);
+  compose_(items_, reply);
+  ASSIGN_OR_RETURN(*response_, reply.Take());
+  return absl::OkStatus();
 }
 
 void BatchCall::OnCancel() {
@@ -180,6 +216,9 @@ void BatchCall::OnCancel() {
   Pump();
 }
 
-void BatchCall::OnDone() { self_.reset(); }
+void BatchCall::OnDone() {
+  write_limit_.Leave();
+  self_.reset();
+}
 
 }  // namespace conclave::coordinator

@@ -2,11 +2,13 @@
 #define CONCLAVE_COORDINATOR_BATCH_CALL_H_
 
 // One unary call that runs many requests through the engine: GenerateBatch and classification.
-// Finishes when all have ended; the first failure cancels the rest and is the call's status.
+// Finishes when all have ended; the first failure cancels the rest and is the call's status. So are
+// results of more than max_reply_bytes (RESOURCE_EXHAUSTED).
 
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <span>
@@ -16,7 +18,9 @@
 #include "base/executor.h"
 #include "coordinator/call_record.h"
 #include "coordinator/engine.h"
+#include "coordinator/raw_request.h"
 #include "coordinator/serving_model.h"
+#include "coordinator/write_limit.h"
 
 namespace conclave::coordinator {
 
@@ -35,7 +39,7 @@ class BatchCall final : public grpc::ServerUnaryReactor,
                         public std::enable_shared_from_this<BatchCall> {
  public:
   // Makes the response of a call in which every request ended well. Runs on the executor.
-  using Compose = std::function<grpc::ByteBuffer(std::span<const BatchItem>)>;
+  using Compose = std::function<void(std::span<const BatchItem>, ReplyParts&)>;
 
   // `response` is the one gRPC gave the handler.
   BatchCall(const ServingModel& model, Engine& engine, base::Executor& executor, Method method,
@@ -55,6 +59,9 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   void SubmitForks(size_t next);
   void Pump();
   void Ended(size_t index, const Outcome& outcome);
+  // Whether so many more bytes of results may be kept; else the call fails.
+  bool Holds(size_t bytes);
+  absl::Status ComposeReply();
   void Fail(const absl::Status& status);
   // Keeps the first failure and returns the requests to cancel. mutex_ is held.
   std::vector<RequestId> NoteFailure(const absl::Status& status);
@@ -65,6 +72,9 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   base::Executor& executor_;
   grpc::ByteBuffer* response_;
   const size_t most_open_;
+  const int max_bytes_;  // of the results, and of the reply
+  WriteLimit write_limit_;
+  std::atomic<size_t> bytes_{0};  // of the results so far
   Compose compose_;
   std::vector<std::vector<Request>> requests_;  // of the pump; empty ones once it has finished
   std::vector<BatchItem> items_;                // item i belongs to its sink until the sink's OnEnd

@@ -67,7 +67,7 @@ void CallRecord::Log(const grpc::Status& status) const {
   const bool poll = method_ == Method::kGetCluster && status.ok();
   if (poll ? !base::Log().should_log(spdlog::level::debug) : !base::LogsRequests()) return;
   std::string line =
-      fmt::format("event=request method={} code={} request_id={}", MethodName(method_),
+      fmt::format("event=request method={} code={} request_id=\"{}\"", MethodName(method_),
                   CodeName(static_cast<size_t>(status.error_code())), request_id_);
   const auto out = std::back_inserter(line);
   if (!trace_.empty()) {

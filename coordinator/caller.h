@@ -8,6 +8,7 @@
 #include <memory>
 #include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "coordinator/api_keys.h"
 #include "coordinator/engine.h"
@@ -21,9 +22,15 @@ class Caller {
       : deadline_(absl::FromChrono(context.deadline())) {
     if (keys == nullptr) return;
     const auto header = context.client_metadata().find("authorization");
-    if (header == context.client_metadata().end()) return;
-    account_ = keys->Account({header->second.data(), header->second.size()});
+    if (header != context.client_metadata().end()) {
+      account_ = keys->Account({header->second.data(), header->second.size()});
+    }
+    // Its file may have changed since the check.
+    if (account_ == nullptr) status_ = absl::UnauthenticatedError("the API key is not valid");
   }
+
+  // UNAUTHENTICATED: the call is nobody's, and no limits would hold for it.
+  const absl::Status& status() const { return status_; }
 
   // Whose share of the service a request takes is its key's to say; `user` divides it further.
   void Sign(Request& request) const {
@@ -36,6 +43,7 @@ class Caller {
 
  private:
   absl::Time deadline_;
+  absl::Status status_;
   std::shared_ptr<ApiKeyAccount> account_;
 };
 

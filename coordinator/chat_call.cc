@@ -12,6 +12,7 @@ ChatCall::ChatCall(const ServingModel& model, Engine& engine, base::Executor& ex
     : model_(model),
       engine_(engine),
       executor_(executor),
+      write_limit_(context, absl::Seconds(model.limits.max_unread_seconds)),
       record_(Method::kChat, context, engine.calls()) {}
 
 void ChatCall::Refuse(const absl::Status& status) {
@@ -126,11 +127,13 @@ bool ChatCall::WriteNext() {
   if (unwritten_.empty()) return false;
   written_ = std::move(unwritten_.front());
   unwritten_.pop_front();
+  write_limit_.Begin();
   StartWrite(&written_);
   return true;
 }
 
 void ChatCall::OnWriteDone(bool ok) {
+  write_limit_.End();
   if (!ok) {
     unwritten_.clear();
     absl::MutexLock lock(&mutex_);
@@ -151,6 +154,9 @@ void ChatCall::OnCancel() {
   engine_.Cancel(id);
 }
 
-void ChatCall::OnDone() { self_.reset(); }
+void ChatCall::OnDone() {
+  write_limit_.Leave();
+  self_.reset();
+}
 
 }  // namespace conclave::coordinator

@@ -19,6 +19,7 @@
 #include "coordinator/reply.h"
 #include "coordinator/serving_model.h"
 #include "coordinator/unread_events.h"
+#include "coordinator/write_limit.h"
 
 namespace conclave::coordinator {
 
@@ -61,6 +62,7 @@ class ChatCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const ServingModel& model_;
   Engine& engine_;
   base::Executor& executor_;
+  WriteLimit write_limit_;
   std::shared_ptr<ChatCall> self_;  // until OnDone: gRPC holds a bare pointer
   // Of the pump, which busy_ makes one at a time.
   std::optional<ReplyBuilder> accounts_;  // usage, timings and seed

@@ -159,7 +159,7 @@ TEST(ConversationTest, WhatIsWrongIsNamed) {
             })pb",
        "conversation.messages[0].tool_calls[0].name"},
       {R"pb(messages { role: TOOL tool_call_id: "x" })pb",
-       "conversation.messages[0].tool_call_id is 'x'"},
+       "conversation.messages[0].tool_call_id: no earlier"},
       {R"pb(messages { role: TOOL content: "x" })pb", "set tool_call_id or name"},
       {user + R"pb(tools { name: "a" }
                    tools { name: "a" })pb",

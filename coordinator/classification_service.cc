@@ -123,25 +123,27 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifySequence(
     grpc::ByteBuffer* response) {
   auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kClassifySequence,
                                           *context, response);
-  auto parsed = ParseSequences(model_, *bytes, context->peer());
+  const Caller caller(*context, keys_);
+  auto parsed =
+      caller.status().ok() ? ParseSequences(model_, *bytes, context->peer()) : caller.status();
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
     return call.get();
   }
   auto asked = std::make_shared<const Call<SequenceOptions>>(*std::move(parsed));
-  call->Start(MakeRequests(model_, *asked, false, Caller(*context, keys_)),
-              [this, asked](std::span<const BatchItem> items) {
-                v1::ClassifySequenceResponse reply;
-                reply.set_function(asked->options.function);
+  call->Start(MakeRequests(model_, *asked, false, caller),
+              [this, asked](std::span<const BatchItem> items, ReplyParts& parts) {
                 for (size_t i = 0; i < items.size(); ++i) {
+                  v1::ClassifySequenceResponse reply;
+                  reply.set_function(asked->options.function);
                   v1::SequenceClassification* result = reply.add_results();
                   *result = coordinator::ClassifySequence(
                       asked->options, model_.heads[asked->head].config, items[i].head_logits);
                   *result->mutable_usage() = ToProto(items[i].outcome);
                   *result->mutable_timings() = TimingsOf(items[i].outcome);
                   result->set_truncated(asked->inputs[i].truncated);
+                  parts.Append(reply);
                 }
-                return SerializeResponse(reply);
               });
   return call.get();
 }
@@ -151,24 +153,26 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ClassifyTokens(
     grpc::ByteBuffer* response) {
   auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kClassifyTokens,
                                           *context, response);
-  auto parsed = ParseTokens(model_, *bytes, context->peer());
+  const Caller caller(*context, keys_);
+  auto parsed =
+      caller.status().ok() ? ParseTokens(model_, *bytes, context->peer()) : caller.status();
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
     return call.get();
   }
   auto asked = std::make_shared<const Call<SpanRules>>(*std::move(parsed));
-  call->Start(MakeRequests(model_, *asked, true, Caller(*context, keys_)),
-              [this, asked](std::span<const BatchItem> items) {
-                v1::ClassifyTokensResponse reply;
+  call->Start(MakeRequests(model_, *asked, true, caller),
+              [this, asked](std::span<const BatchItem> items, ReplyParts& parts) {
                 for (size_t i = 0; i < items.size(); ++i) {
+                  v1::ClassifyTokensResponse reply;
                   v1::TokenClassification* result = reply.add_results();
                   *result = coordinator::ClassifyTokens(model_, asked->options,
                                                         model_.heads[asked->head].config,
                                                         asked->inputs[i], items[i].head_logits);
                   *result->mutable_usage() = ToProto(items[i].outcome);
                   *result->mutable_timings() = TimingsOf(items[i].outcome);
+                  parts.Append(reply);
                 }
-                return SerializeResponse(reply);
               });
   return call.get();
 }
@@ -178,31 +182,33 @@ grpc::ServerUnaryReactor* ClassificationServiceImpl::ScoreLabels(
     grpc::ByteBuffer* response) {
   auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kScoreLabels,
                                           *context, response);
-  auto parsed = ParseLabels(model_, *bytes, context->peer());
+  const Caller caller(*context, keys_);
+  auto parsed =
+      caller.status().ok() ? ParseLabels(model_, *bytes, context->peer()) : caller.status();
   if (!parsed.ok()) {
     call->Refuse(parsed.status());
     return call.get();
   }
   auto questions = std::make_shared<const LabelQuestions>(*std::move(parsed));
-  const Caller caller(*context, keys_);
   std::vector<std::vector<Request>> requests = LabelRequests(*questions);
   for (std::vector<Request>& forks : requests) {
     for (Request& request : forks) caller.Sign(request);
   }
-  call->Start(std::move(requests), [questions](std::span<const BatchItem> items) {
-    std::vector<std::vector<float>> logprobs;
-    for (const BatchItem& item : items) {
-      std::vector<float>& label = logprobs.emplace_back();
-      for (const PromptLogprob& token : item.prompt) label.push_back(token.logprob);
-    }
-    v1::ScoreLabelsResponse reply = coordinator::ScoreLabels(*questions, logprobs);
-    const size_t labels = questions->labels.size();
-    for (int i = 0; i < reply.results_size(); ++i) {
-      *reply.mutable_results(i)->mutable_timings() =
-          LongestTimings(items.subspan(i * labels, labels));
-    }
-    return SerializeResponse(reply);
-  });
+  call->Start(std::move(requests),
+              [questions](std::span<const BatchItem> items, ReplyParts& parts) {
+                std::vector<std::vector<float>> logprobs;
+                for (const BatchItem& item : items) {
+                  std::vector<float>& label = logprobs.emplace_back();
+                  for (const PromptLogprob& token : item.prompt) label.push_back(token.logprob);
+                }
+                v1::ScoreLabelsResponse reply = coordinator::ScoreLabels(*questions, logprobs);
+                const size_t labels = questions->labels.size();
+                for (int i = 0; i < reply.results_size(); ++i) {
+                  *reply.mutable_results(i)->mutable_timings() =
+                      LongestTimings(items.subspan(i * labels, labels));
+                }
+                parts.Append(reply);
+              });
   return call.get();
 }
 

@@ -243,7 +243,7 @@ class Translator {
       return Invalid("{}.name is not 1 to {} of A-Z a-z 0-9 _ - .", path, kMaxName);
     }
     if (!call.id().empty() && !calls_.emplace(call.id(), call.name()).second) {
-      return Invalid("{}.id is '{}', as an earlier call's is", path, call.id());
+      return Invalid("{}.id is an earlier call's", path);
     }
     const Address address = AddressOf(call.name());
     HarmonyMessage& added = AddMessage(HarmonyRole::kAssistant, call.arguments());
@@ -259,11 +259,10 @@ class Translator {
     if (!message.tool_call_id().empty()) {
       const auto call = calls_.find(message.tool_call_id());
       if (call == calls_.end()) {
-        return Invalid("{}.tool_call_id is '{}': no earlier message makes that call", path,
-                       message.tool_call_id());
+        return Invalid("{}.tool_call_id: no earlier message makes that call", path);
       }
       if (!name.empty() && name != call->second) {
-        return Invalid("{}.name is '{}', but the call was to '{}'", path, name, call->second);
+        return Invalid("{}.name is not '{}', to which the call was", path, call->second);
       }
       name = call->second;
     }

@@ -1,8 +1,8 @@
 // conclave-coordinator: public API on one side, workers on the other.
 //
-// Prints `internal HOST:PORT`, `metrics HOST:PORT` if asked for, and `listening HOST:PORT` on
-// stdout once all are bound. SIGTERM drains and then stops; SIGINT, and a second signal, stop at
-// once. Exit codes: 0 stopped by a signal; 1 error; 2 usage.
+// Prints `internal HOST:PORT`, `health HOST:PORT` and `metrics HOST:PORT` if asked for, and
+// `listening HOST:PORT` on stdout once all are bound. SIGTERM drains and then stops; SIGINT, and a
+// second signal, stop at once. Exit codes: 0 stopped by a signal; 1 error; 2 usage.
 
 #include <fmt/format.h>
 #include <pthread.h>
@@ -113,6 +113,14 @@ void DeclareEngine(base::FlagSet& app, Flags& flags) {
           "results that may wait for the client of one stream")
       .Range(1 << 10, std::numeric_limits<int>::max())
       .ShowDefault();
+  app.Add("--max-unread-seconds", &flags.options.model.limits.max_unread_seconds,
+          "a message may wait for its client; 0: for ever")
+      .Range(0, 1 << 20)
+      .ShowDefault();
+  app.Add("--max-reply-bytes", &flags.options.model.limits.max_reply_bytes,
+          "results of one unary call, and the reply made of them")
+      .Range(1 << 10, std::numeric_limits<int>::max())
+      .ShowDefault();
   app.Add("--pipeline-depth", &engine.pipeline_depth, "plans in flight").ShowDefault();
   app.Add("--kv-cache-bytes", &cluster.kv_cache_bytes, "KV cache of a rank; 0: by need")
       .ShowDefault();
@@ -143,6 +151,7 @@ absl::Status Resolve(Flags& flags) {
   ServingLimits& limits = flags.options.model.limits;
   limits.max_running = flags.options.engine.cluster.max_running;
   limits.max_queued = flags.options.engine.max_queued;
+  limits.max_message_bytes = flags.options.protection.max_message_bytes;
   limits.max_step_tokens = flags.options.engine.cluster.max_step_tokens;
   ASSIGN_OR_RETURN(flags.options.engine.cluster.shape,
                    model::ResolveShape(flags.workers, flags.dp, flags.tp));
@@ -173,6 +182,8 @@ int Serve(const CoordinatorOptions& options) {
   auto server = CoordinatorServer::Start(options);
   if (!server.ok()) return Fail(std::string(server.status().message()), kExitError);
   fmt::print("internal {}\n", (*server)->internal_address());
+  const std::string health = (*server)->health_address();
+  if (!health.empty()) fmt::print("health {}\n", health);
   const std::string metrics = (*server)->metrics_address();
   if (!metrics.empty()) fmt::print("metrics {}\n", metrics);
   fmt::print("listening {}\n", (*server)->listen_address());

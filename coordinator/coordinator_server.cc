@@ -41,9 +41,10 @@ struct Listener {
   std::string address;
 };
 
-// `credentials` null: plaintext, for everybody.
+// `clients`: what limits them; null where workers connect. `credentials` null: plaintext, for
+// everybody.
 absl::StatusOr<Listener> Listen(const std::string& flag, const std::string& address,
-                                const ProtectionOptions& protection,
+                                const ProtectionOptions* clients,
                                 std::shared_ptr<grpc::ServerCredentials> credentials,
                                 const std::vector<grpc::Service*>& services) {
   grpc::ServerBuilder builder;
@@ -53,7 +54,11 @@ absl::StatusOr<Listener> Listen(const std::string& flag, const std::string& addr
   builder.AddListeningPort(
       address, credentials == nullptr ? grpc::InsecureServerCredentials() : std::move(credentials),
       &port);
-  LimitConnections(protection, builder);
+  if (clients == nullptr) {
+    LimitWorkers(builder);
+  } else {
+    LimitClients(*clients, builder);
+  }
   for (grpc::Service* service : services) builder.RegisterService(service);
   Listener listener;
   listener.server = builder.BuildAndStart();
@@ -92,14 +97,14 @@ class Server final : public CoordinatorServer {
     classification_.emplace(model_, *limited_, *executor_, keys_.get());
     models_.emplace(model_, *engine_);
     cluster_.emplace(*engine_);
-    ASSIGN_OR_RETURN(internal_, Listen("--internal-listen", options.internal_listen, protection,
+    ASSIGN_OR_RETURN(internal_, Listen("--internal-listen", options.internal_listen, nullptr,
                                        worker_credentials, {&*registry_}));
-    ASSIGN_OR_RETURN(public_, Listen("--listen", options.listen, protection, public_credentials,
+    ASSIGN_OR_RETURN(public_, Listen("--listen", options.listen, &protection, public_credentials,
                                      {&*generation_, &*classification_, &*models_, &*cluster_}));
     std::vector<grpc::Server*> servers = {public_.server.get(), internal_.server.get()};
     if (!options.health_listen.empty()) {
       ASSIGN_OR_RETURN(health_,
-                       Listen("--health-listen", options.health_listen, protection, nullptr, {}));
+                       Listen("--health-listen", options.health_listen, &protection, nullptr, {}));
       servers.push_back(health_.server.get());
     }
     if (!protection.control.empty()) {
@@ -123,6 +128,7 @@ class Server final : public CoordinatorServer {
 
   std::string listen_address() const override { return public_.address; }
   std::string internal_address() const override { return internal_.address; }
+  std::string health_address() const override { return health_.address; }
   std::string metrics_address() const override {
     return metrics_ == nullptr ? "" : metrics_->address();
   }
@@ -153,8 +159,8 @@ class Server final : public CoordinatorServer {
   absl::Status ListenForControl(const ProtectionOptions& protection) {
     // The socket must not be there for others for a moment.
     const mode_t before = umask(S_IRWXG | S_IRWXO);
-    auto control =
-        Listen("--control-socket", "unix:" + protection.control, protection, nullptr, {&*cluster_});
+    auto control = Listen("--control-socket", "unix:" + protection.control, &protection, nullptr,
+                          {&*cluster_});
     umask(before);
     RETURN_IF_ERROR(control.status());
     control_ = *std::move(control);

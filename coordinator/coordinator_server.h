@@ -38,7 +38,8 @@ class CoordinatorServer {
   // HOST:PORT with the port that was bound.
   virtual std::string listen_address() const = 0;
   virtual std::string internal_address() const = 0;
-  virtual std::string metrics_address() const = 0;  // empty: none
+  virtual std::string health_address() const = 0;  // empty: none, and so below
+  virtual std::string metrics_address() const = 0;
 
   // Takes no more work; `done` is called by any thread when none is left, or the limit
   // (EngineOptions) has passed. Stop follows.

@@ -34,6 +34,7 @@ GenerateCall::GenerateCall(const ServingModel& model, Engine& engine, base::Exec
     : model_(model),
       engine_(engine),
       executor_(executor),
+      write_limit_(context, absl::Seconds(model.limits.max_unread_seconds)),
       record_(Method::kGenerate, context, engine.calls()) {}
 
 void GenerateCall::Refuse(const absl::Status& status) {
@@ -165,10 +166,12 @@ void GenerateCall::Pump() {
   builder.Append(work.tokens, &response);
   if (work.last) builder.Finish(*completions_[work.completion].outcome, &response);
   written_ = SerializeResponse(response);
+  write_limit_.Begin();
   StartWrite(&written_);  // OnWriteDone pumps again
 }
 
 void GenerateCall::OnWriteDone(bool ok) {
+  write_limit_.End();
   if (!ok) {
     absl::MutexLock lock(&mutex_);
     broken_ = true;
@@ -195,6 +198,9 @@ void GenerateCall::OnCancel() {
   CancelAll();
 }
 
-void GenerateCall::OnDone() { self_.reset(); }
+void GenerateCall::OnDone() {
+  write_limit_.Leave();
+  self_.reset();
+}
 
 }  // namespace conclave::coordinator

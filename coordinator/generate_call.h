@@ -18,12 +18,13 @@
 #include "coordinator/reply.h"
 #include "coordinator/serving_model.h"
 #include "coordinator/unread_events.h"
+#include "coordinator/write_limit.h"
 
 namespace conclave::coordinator {
 
 // Events arrive on the scheduler thread, which only queues them; responses are built on the
 // executor or on gRPC's threads, one at a time. A slow reader delays its own stream alone, and ends
-// it when more than max_unread_bytes wait (RESOURCE_EXHAUSTED).
+// it when more than max_unread_bytes wait (RESOURCE_EXHAUSTED), or one message does for too long.
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
@@ -75,6 +76,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const ServingModel& model_;
   Engine& engine_;
   base::Executor& executor_;
+  WriteLimit write_limit_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone: gRPC holds a bare pointer
   // Of the pump, which busy_ makes one at a time.
   std::vector<ReplyBuilder> builders_;  // [completions]

@@ -35,12 +35,15 @@ absl::StatusOr<std::vector<std::vector<Request>>> ParseBatch(const ServingModel&
   RETURN_IF_ERROR(CheckBatchSize("requests", batch.requests_size()));
   std::vector<std::vector<Request>> requests;
   int completions = 0;
+  int64_t tokens = 0;
   for (int i = 0; i < batch.requests_size(); ++i) {
     ASSIGN_OR_RETURN(
         std::vector<Request> forks,
         TranslateCompletions(model, batch.requests(i), fmt::format("requests[{}].", i), peer));
     completions += static_cast<int>(forks.size());
     RETURN_IF_ERROR(CheckBatchSize("requests, counting n,", completions));
+    tokens += static_cast<int64_t>(forks.size() * forks.front().tokens.size());
+    RETURN_IF_ERROR(CheckCallTokens(model, "requests, counting n,", tokens));
     requests.push_back(std::move(forks));
   }
   return requests;
@@ -51,9 +54,10 @@ absl::StatusOr<std::vector<std::vector<Request>>> ParseBatch(const ServingModel&
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
   auto call = std::make_shared<GenerateCall>(model_, engine_, executor_, *context);
-  absl::StatusOr<std::vector<Request>> completions = ParseGenerate(model_, *bytes, context->peer());
+  const Caller caller(*context, keys_);
+  absl::StatusOr<std::vector<Request>> completions =
+      caller.status().ok() ? ParseGenerate(model_, *bytes, context->peer()) : caller.status();
   if (completions.ok()) {
-    const Caller caller(*context, keys_);
     for (Request& request : *completions) caller.Sign(request);
     call->Start(*std::move(completions));
   } else {
@@ -67,8 +71,9 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackSer
                                                                grpc::ByteBuffer* response) {
   auto call = std::make_shared<BatchCall>(model_, engine_, executor_, Method::kGenerateBatch,
                                           *context, response);
+  const Caller caller(*context, keys_);
   absl::StatusOr<std::vector<std::vector<Request>>> requests =
-      ParseBatch(model_, *bytes, context->peer());
+      caller.status().ok() ? ParseBatch(model_, *bytes, context->peer()) : caller.status();
   if (!requests.ok()) {
     call->Refuse(requests.status());
     return call.get();
@@ -79,24 +84,23 @@ grpc::ServerUnaryReactor* GenerationServiceImpl::GenerateBatch(grpc::CallbackSer
     uint32_t index;
   };
   auto replies = std::make_shared<std::vector<Reply>>();
-  const Caller caller(*context, keys_);
   for (std::vector<Request>& completions : *requests) {
     for (uint32_t i = 0; i < completions.size(); ++i) {
       caller.Sign(completions[i]);
       replies->push_back({ReplyBuilder(model_, completions[i]), i});
     }
   }
-  call->Start(*std::move(requests), [replies](std::span<const BatchItem> items) {
-    v1::GenerateBatchResponse batch;
+  call->Start(*std::move(requests), [replies](std::span<const BatchItem> items, ReplyParts& reply) {
     for (size_t i = 0; i < items.size(); ++i) {
+      v1::GenerateBatchResponse batch;
       v1::GenerateBatchResult* result = batch.add_results();
       ReplyBuilder& builder = (*replies)[i].builder;
       result->set_index((*replies)[i].index);
       builder.AppendPrompt(items[i].prompt, result);
       builder.Append(items[i].tokens, result);
       builder.Finish(items[i].outcome, result);
+      reply.Append(batch);
     }
-    return SerializeResponse(batch);
   });
   return call.get();
 }
@@ -105,11 +109,12 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationServiceImpl::Chat(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
   auto call = std::make_shared<ChatCall>(model_, engine_, executor_, *context);
   v1::ChatRequest chat;
-  const absl::Status parsed = ParseRequest(*bytes, &chat);
+  const Caller caller(*context, keys_);
+  const absl::Status parsed = caller.status().ok() ? ParseRequest(*bytes, &chat) : caller.status();
   absl::StatusOr<Request> request =
       parsed.ok() ? TranslateChat(model_, chat, context->peer()) : parsed;
   if (request.ok()) {
-    Caller(*context, keys_).Sign(*request);
+    caller.Sign(*request);
     call->Start(*std::move(request), MakeChatContext(chat.conversation()));
   } else {
     call->Refuse(request.status());

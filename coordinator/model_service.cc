@@ -58,6 +58,10 @@ void FillModel(const ServingModel& model, v1::GetModelResponse* out) {
   limits->set_max_logprobs(kMaxLogprobs);
   limits->set_max_completions(kMaxCompletions);
   limits->set_max_batch(kMaxBatch);
+  limits->set_max_prompt_tokens(static_cast<uint32_t>(model.longest_prompt(/*room=*/0)));
+  limits->set_max_message_bytes(static_cast<uint32_t>(model.limits.max_message_bytes));
+  limits->set_max_unread_bytes(static_cast<uint32_t>(model.limits.max_unread_bytes));
+  limits->set_max_reply_bytes(static_cast<uint32_t>(model.limits.max_reply_bytes));
   out->mutable_experts()->set_checkpoint_layout(
       std::string(model::LayoutName(model.checkpoint->layout())));
 }
@@ -80,11 +84,16 @@ absl::Status DoTokenize(const ServingModel& model, const v1::TokenizeRequest& re
 absl::Status DoDetokenize(const ServingModel& model, const v1::DetokenizeRequest& request,
                           v1::DetokenizeResponse* response) {
   if (model.tokenizer == nullptr) return NoTokenizer();
+  size_t bytes = 0;
   for (int i = 0; i < request.ids_size(); ++i) {
     if (request.ids(i) >= static_cast<uint32_t>(model.config.vocab_size)) {
       return absl::InvalidArgumentError(fmt::format("ids[{}] is {}: token ids are in [0, {})", i,
                                                     request.ids(i), model.config.vocab_size));
     }
+    bytes += model.tokenizer->TokenBytes(static_cast<int>(request.ids(i))).size();
+  }
+  if (bytes > static_cast<size_t>(model.limits.max_reply_bytes)) {
+    return ReplyTooLarge(fmt::format("the text has {} bytes", bytes), model.limits.max_reply_bytes);
   }
   const std::vector<int> ids(request.ids().begin(), request.ids().end());
   response->set_text(model.tokenizer->Decode(ids));

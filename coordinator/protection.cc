@@ -9,6 +9,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "base/logging.h"
 #include "base/status_macros.h"
 #include "base/tls.h"
@@ -20,6 +21,8 @@ namespace {
 constexpr int kMaxSeconds = std::numeric_limits<int>::max() / 1000;  // gRPC counts milliseconds
 constexpr int kMinMessageBytes = 1 << 10;
 constexpr int kKeepaliveTimeoutMs = 20'000;  // or the silence before it, if that is shorter
+// Missed heartbeats tell of a lost worker long before; this is for connections that nobody has.
+constexpr int kWorkerKeepaliveSeconds = 60;
 // Workers and long streams may ask this often whether we are still here.
 constexpr int kMinPingMs = 5'000;
 
@@ -42,12 +45,24 @@ void CountRefusal(std::string_view path, absl::StatusCode code, CallAccount& cal
   }
 }
 
+// Keys expire by the date as the administrator has set it, later corrections included.
+class WallClock final : public base::Clock {
+ public:
+  absl::Time Now() const override { return absl::Now(); }
+};
+
 // The secrets of a file. It is read again when it changes, so that a new one can be added before
 // the old one goes.
 class SharedSecret {
  public:
-  SharedSecret(std::string path, const std::vector<std::string>& secrets)
-      : path_(std::move(path)), watch_({path_}) {
+  static absl::StatusOr<std::shared_ptr<SharedSecret>> Open(const std::string& path) {
+    base::FileWatch watch({path});  // before it is read: a change in between must not be missed
+    ASSIGN_OR_RETURN(const std::vector<std::string> secrets, base::ReadSecrets(path));
+    return std::make_shared<SharedSecret>(path, std::move(watch), secrets);
+  }
+
+  SharedSecret(std::string path, base::FileWatch watch, const std::vector<std::string>& secrets)
+      : path_(std::move(path)), watch_(std::move(watch)) {
     absl::MutexLock lock(&mutex_);
     Set(secrets);
   }
@@ -83,6 +98,18 @@ class SharedSecret {
   std::vector<base::Digest> digests_ ABSL_GUARDED_BY(mutex_);
 };
 
+// After so long without a word the other side is asked whether it is there. 0: never.
+void KeepAlive(int seconds, grpc::ServerBuilder& builder) {
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
+  if (seconds == 0) return;
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, seconds * 1000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                             std::min(seconds * 1000, kKeepaliveTimeoutMs));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // Else gRPC asks twice and then no more until it has something to send.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+}
+
 }  // namespace
 
 void DeclareProtection(base::FlagSet& app, ProtectionOptions& options) {
@@ -106,6 +133,10 @@ void DeclareProtection(base::FlagSet& app, ProtectionOptions& options) {
       .Group("Protection");
   app.Add("--max-message-bytes", &options.max_message_bytes, "of one request")
       .Range(kMinMessageBytes, std::numeric_limits<int>::max())
+      .ShowDefault()
+      .Group("Protection");
+  app.Add("--max-open-calls", &options.max_open_calls, "of one connection; more wait at the client")
+      .Range(1, std::numeric_limits<int>::max())
       .ShowDefault()
       .Group("Protection");
   app.Add("--keepalive-seconds", &options.keepalive_seconds,
@@ -137,13 +168,23 @@ absl::Status CheckProtection(const ProtectionOptions& options, const std::string
 absl::StatusOr<std::shared_ptr<ApiKeys>> OpenApiKeys(const ProtectionOptions& options,
                                                      const base::Clock& clock) {
   if (options.api_keys.empty()) return nullptr;
-  return ApiKeys::Open(options.api_keys, clock);
+  static const WallClock wall;
+  return ApiKeys::Open(options.api_keys, clock, wall);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> PublicCredentials(
     const ProtectionOptions& options, const std::string& listen, std::shared_ptr<ApiKeys> keys,
     CallAccount& calls) {
-  if (keys == nullptr) return base::MakeServerCredentials({.tls = options.tls});
+  if (keys == nullptr) {
+    if (options.tls.ca.empty() && !base::IsLoopback(listen)) {
+      base::Log().warn(
+          "event=public_port_open listen={} note=\"whoever reaches it may generate, drain and "
+          "rebalance: give --api-keys or --tls-client-ca, unless something in front decides who "
+          "may\"",
+          listen);
+    }
+    return base::MakeServerCredentials({.tls = options.tls});
+  }
   if (options.tls.cert.empty() && !base::IsLoopback(listen)) {
     base::Log().warn(
         "event=keys_in_plaintext listen={} note=\"whoever sees the traffic sees the API keys: give "
@@ -167,9 +208,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> WorkerCredentials(
   if (options.worker_secret.empty()) {
     return base::MakeServerCredentials({.tls = options.worker_tls});
   }
-  ASSIGN_OR_RETURN(const std::vector<std::string> secrets,
-                   base::ReadSecrets(options.worker_secret));
-  auto secret = std::make_shared<SharedSecret>(options.worker_secret, secrets);
+  ASSIGN_OR_RETURN(auto secret, SharedSecret::Open(options.worker_secret));
   return base::MakeServerCredentials(
       {.tls = options.worker_tls,
        .check = [secret = std::move(secret), log = std::make_shared<RefusalLog>("internal")](
@@ -180,21 +219,19 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> WorkerCredentials(
        }});
 }
 
-void LimitConnections(const ProtectionOptions& options, grpc::ServerBuilder& builder) {
+void LimitClients(const ProtectionOptions& options, grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingMs);
-  if (options.keepalive_seconds > 0) {
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_seconds * 1000);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                               std::min(options.keepalive_seconds * 1000, kKeepaliveTimeoutMs));
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    // Else gRPC asks twice and then no more until it has something to send.
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  }
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_open_calls);
+  KeepAlive(options.keepalive_seconds, builder);
   if (options.max_connection_seconds > 0) {
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
                                options.max_connection_seconds * 1000);
   }
+}
+
+void LimitWorkers(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(-1);
+  KeepAlive(kWorkerKeepaliveSeconds, builder);
 }
 
 }  // namespace conclave::coordinator

@@ -27,6 +27,7 @@ struct ProtectionOptions {
   bool worker_insecure = false;
   // A batch of long prompts fits 64 MiB; an accident does not.
   int max_message_bytes = 64 << 20;
+  int max_open_calls = 1024;  // of one connection
   int keepalive_seconds = 60;
   int max_connection_seconds = 0;  // 0: no limit
 };
@@ -47,8 +48,10 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> PublicCredentials(
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> WorkerCredentials(
     const ProtectionOptions& options);
 
-// Message size, keepalive and age of connections.
-void LimitConnections(const ProtectionOptions& options, grpc::ServerBuilder& builder);
+// Message size, calls, keepalive and age of clients' connections.
+void LimitClients(const ProtectionOptions& options, grpc::ServerBuilder& builder);
+// Workers are the cluster's own: their messages may have any size, whatever clients may do.
+void LimitWorkers(grpc::ServerBuilder& builder);
 
 }  // namespace conclave::coordinator
 

@@ -37,7 +37,7 @@ std::string Refusal(const std::string& text) {
 class ApiKeysTest : public ::testing::Test {
  protected:
   std::shared_ptr<ApiKeys> Open(const std::string& text) {
-    auto keys = ApiKeys::Open(Write(text), clock_);
+    auto keys = ApiKeys::Open(Write(text), clock_, wall_);
     EXPECT_TRUE(keys.ok()) << keys.status();
     return *std::move(keys);
   }
@@ -48,6 +48,7 @@ class ApiKeysTest : public ::testing::Test {
   }
 
   base::FakeClock clock_;
+  base::FakeClock wall_;
 };
 
 TEST_F(ApiKeysTest, OnlyAKeyOfTheFileMayCall) {
@@ -73,10 +74,11 @@ TEST_F(ApiKeysTest, AKeyMayStandThereAsItsDigest) {
 }
 
 TEST_F(ApiKeysTest, AKeyEndsWhenItExpires) {
-  clock_.Advance(absl::FromUnixSeconds(1'800'000'000) - clock_.Now());
+  wall_.Advance(absl::FromUnixSeconds(1'800'000'000) - wall_.Now());
   const auto keys = Open("alice alice-0123456789 expires=2027-01-15T08:00:10Z\n");  // ten seconds
-  EXPECT_TRUE(keys->Check(kGenerate, kAlice).ok());
-  clock_.Advance(absl::Seconds(10));
+  clock_.Advance(absl::Hours(1));
+  EXPECT_TRUE(keys->Check(kGenerate, kAlice).ok()) << "dates are the wall clock's to say";
+  wall_.Advance(absl::Seconds(10));
   const absl::Status expired = keys->Check(kGenerate, kAlice);
   EXPECT_TRUE(absl::IsUnauthenticated(expired));
   EXPECT_THAT(std::string(expired.message()), HasSubstr("expired"));
@@ -86,11 +88,16 @@ TEST_F(ApiKeysTest, WhatChangesTheClusterTakesAnAdmin) {
   const auto keys = Open("alice alice-0123456789\nbob bob-0123456789abc admin\n");
   constexpr char kRead[] = "/conclave.v1.ClusterService/GetCluster";
   for (const char* method :
-       {"/conclave.v1.ClusterService/Rebalance", "/conclave.v1.ClusterService/SomethingNew"}) {
-    EXPECT_TRUE(absl::IsPermissionDenied(keys->Check(method, kAlice)));
-    EXPECT_TRUE(keys->Check(method, kBob).ok());
+       {"/conclave.v1.ClusterService/Rebalance", "/conclave.v1.ClusterService/SomethingNew",
+        "/conclave.v1.SomeNewService/Read", "/conclave.v1.ModelServiceNew/Read", ""}) {
+    EXPECT_TRUE(absl::IsPermissionDenied(keys->Check(method, kAlice))) << method;
+    EXPECT_TRUE(keys->Check(method, kBob).ok()) << method;
   }
-  EXPECT_TRUE(keys->Check(kRead, kAlice).ok());
+  for (const char* method : {kRead, kGenerate, "/conclave.v1.ClassificationService/ScoreLabels",
+                             "/conclave.v1.ModelService/GetModel", "/grpc.health.v1.Health/Watch",
+                             "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}) {
+    EXPECT_TRUE(keys->Check(method, kAlice).ok()) << method;
+  }
 }
 
 TEST_F(ApiKeysTest, ANewFileCountsAndABrokenOneDoesNot) {
@@ -199,6 +206,15 @@ TEST_F(LimitedEngineTest, AKeyHasNoMoreRequestsOpenThanItMay) {
   End(0);
   EXPECT_TRUE(Submit(alice, 1).ok());
   EXPECT_FALSE(Submit(alice, 1).ok());
+}
+
+TEST_F(LimitedEngineTest, MoreThanAKeyMayEverHaveOpenIsNotToldToComeAgain) {
+  const auto keys = Open("alice alice-0123456789 max-requests=8\n");
+  const absl::Status never = Submit(keys->Account(kAlice), 9);
+  EXPECT_TRUE(absl::IsResourceExhausted(never));
+  EXPECT_FALSE(base::RetryDelay(never).has_value());
+  EXPECT_THAT(std::string(never.message()), HasSubstr("9 completions, inputs or labels"));
+  EXPECT_TRUE(Submit(keys->Account(kAlice), 8).ok());
 }
 
 TEST_F(LimitedEngineTest, WhatTheEngineRefusesDoesNotCount) {

@@ -11,8 +11,10 @@
 #include <thread>
 
 #include "absl/synchronization/mutex.h"
+#include "base/clock.h"
 #include "base/grpc_status.h"
 #include "base/retry_delay.h"
+#include "coordinator/api_keys.h"
 #include "coordinator/classification_service.h"
 #include "coordinator/cluster_service.h"
 #include "coordinator/generation_service.h"
@@ -397,6 +399,49 @@ TEST_F(PublicServicesTest, AChatThatIsNotReadEndsAsWell) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
+TEST_F(PublicServicesTest, AClientThatTakesNothingForTooLongLosesItsStream) {
+  model_.limits.max_unread_seconds = 1;
+  auto stub = v1::GenerationService::NewStub(channel_);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, Prompt({1}));
+  const Request request = engine_.Wait(0);
+  v1::GenerateResponse response;
+  // One that reads, however rarely anything comes, is none.
+  Flood(request, 1);
+  ASSERT_TRUE(reader->Read(&response));
+  absl::SleepFor(absl::Milliseconds(1500));
+  Flood(request, 1);
+  ASSERT_TRUE(reader->Read(&response));
+  Flood(request, 2 * kMaxEventsPerMessage);
+  engine_.WaitForCancel(1);
+  request.sink->OnEnd(Ended(FinishReason::kCancelled, 1, 1));
+  while (reader->Read(&response)) EXPECT_FALSE(response.has_finish());
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(PublicServicesTest, AReplyThatNobodyTakesIsNotKept) {
+  model_.limits.max_unread_seconds = 1;
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = Prompt({1});
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  auto call = stub->AsyncGenerateBatch(&context, batch, &queue);
+  void* tag = nullptr;
+  bool ok = false;
+  call->ReadInitialMetadata(nullptr);  // this sends the request, and takes no reply
+  const Request request = engine_.Wait(0);
+  Flood(request, 10);
+  request.sink->OnEnd(Ended(FinishReason::kLength, 1, 10));
+  ASSERT_TRUE(queue.Next(&tag, &ok));
+  absl::SleepFor(absl::Seconds(2));
+  v1::GenerateBatchResponse reply;
+  grpc::Status status;
+  call->Finish(&reply, &status, nullptr);
+  ASSERT_TRUE(queue.Next(&tag, &ok));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST_F(PublicServicesTest, MoreThanOneMessageHoldsIsWrittenInSeveral) {
   auto stub = v1::GenerationService::NewStub(channel_);
   grpc::ClientContext context;
@@ -722,6 +767,142 @@ TEST_F(PublicServicesTest, ABatchKeepsTheOrderOfItsRequests) {
   EXPECT_THAT(reply.results(1).tokens(), ElementsAre(22));
 }
 
+TEST_F(PublicServicesTest, ABatchWhoseResultsTakeTooMuchMemoryFailsAndIsCancelled) {
+  model_.limits.max_reply_bytes = 2000 * sizeof(TokenEvent);
+  auto stub = v1::GenerationService::NewStub(channel_);
+  v1::GenerateBatchRequest batch;
+  *batch.add_requests() = Prompt({1});
+  *batch.add_requests() = Prompt({2});
+  v1::GenerateBatchResponse reply;
+  grpc::Status status;
+  std::thread caller([&] {
+    grpc::ClientContext context;
+    status = stub->GenerateBatch(&context, batch, &reply);
+  });
+  const Request first = engine_.Wait(0);
+  const Request second = engine_.Wait(1);
+  Flood(first, 1000);
+  first.sink->OnEnd(Ended(FinishReason::kLength, 1, 1000));
+  Flood(second, 1001);
+  engine_.WaitForCancel(2);
+  second.sink->OnEnd(Ended(FinishReason::kCancelled, 1, 1001));
+  caller.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("--max-reply-bytes"));
+  EXPECT_FALSE(base::RetryDelay(base::FromGrpc(status)).has_value());
+}
+
+TEST_F(PublicServicesTest, AReplyIsNoLargerThanItMayBe) {
+  model_.limits.max_reply_bytes = 2048;
+  auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ClassifySequenceRequest request;
+  request.set_head("mood");
+  const auto classify = [&](size_t inputs, v1::ClassifySequenceResponse* reply) {
+    request.clear_inputs();
+    for (size_t i = 0; i < inputs; ++i) request.add_inputs()->mutable_tokens()->add_ids(1);
+    const size_t before = engine_.submitted();
+    grpc::Status status;
+    std::thread caller([&] {
+      grpc::ClientContext context;
+      status = stub->ClassifySequence(&context, request, reply);
+    });
+    for (size_t i = 0; i < inputs; ++i) {
+      const Request input = engine_.Wait(before + i);
+      input.sink->OnHeadLogits(0, 0, std::vector<float>{1, 2, 3});  // 12 bytes, more as a reply
+      input.sink->OnEnd(Ended(FinishReason::kHeads, 1, 0));
+    }
+    caller.join();
+    return status;
+  };
+  v1::ClassifySequenceResponse reply;
+  EXPECT_TRUE(classify(10, &reply).ok());
+  EXPECT_EQ(reply.results_size(), 10);
+  EXPECT_LE(reply.ByteSizeLong(), 2048u);
+  const grpc::Status status = classify(40, &reply);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("more than 2048"));
+  v1::DetokenizeRequest ids;
+  for (int i = 0; i < 2049; ++i) ids.add_ids(65);
+  v1::DetokenizeResponse text;
+  grpc::ClientContext detokenize;
+  EXPECT_EQ(v1::ModelService::NewStub(channel_)->Detokenize(&detokenize, ids, &text).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(PublicServicesTest, CompletionsAndLabelsDoNotMultiplyPromptsWithoutEnd) {
+  model_.limits.max_call_tokens = 100;
+  v1::GenerateBatchRequest batch;
+  for (int i = 0; i < 4; ++i) {
+    v1::GenerateRequest* request = batch.add_requests();
+    *request = Prompt({1, 2, 3, 4, 5, 6, 7, 8, 9, 10});
+    request->set_n(3);
+  }
+  v1::GenerateBatchResponse completions;
+  grpc::ClientContext generate;
+  const grpc::Status many =
+      v1::GenerationService::NewStub(channel_)->GenerateBatch(&generate, batch, &completions);
+  EXPECT_EQ(many.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(many.error_message(), HasSubstr("more than 100 tokens"));
+  v1::ScoreLabelsRequest labels;
+  for (int i = 0; i < 10; ++i) {
+    labels.add_labels(std::string(1, static_cast<char>('a' + i)));
+    labels.add_inputs()->mutable_tokens()->add_ids(1);
+  }
+  const auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ScoreLabelsResponse scores;
+  grpc::ClientContext score;
+  EXPECT_EQ(stub->ScoreLabels(&score, labels, &scores).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  // Long labels come back with every input.
+  model_.limits.max_call_tokens = 1 << 20;
+  model_.limits.max_reply_bytes = 2000;
+  labels.add_labels(std::string(200, 'x'));
+  grpc::ClientContext again;
+  EXPECT_EQ(stub->ScoreLabels(&again, labels, &scores).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(engine_.submitted(), 0u);
+}
+
+TEST_F(PublicServicesTest, AStatusDoesNotRepeatWhatWasAsked) {
+  v1::ScoreLabelsRequest labels;
+  for (int i = 0; i < 2; ++i) labels.add_labels("a secret");
+  labels.add_inputs()->set_text("x");
+  const auto stub = v1::ClassificationService::NewStub(channel_);
+  v1::ScoreLabelsResponse scores;
+  grpc::ClientContext score;
+  EXPECT_EQ(stub->ScoreLabels(&score, labels, &scores).error_message(), "labels[1] is there twice");
+  v1::ClassifySequenceRequest classify;
+  classify.set_head(std::string(1 << 20, 'h'));
+  classify.add_inputs()->set_text("x");
+  v1::ClassifySequenceResponse classes;
+  grpc::ClientContext sequence;
+  const grpc::Status status = stub->ClassifySequence(&sequence, classify, &classes);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("(a name of 1048576 bytes) is not loaded; loaded"));
+}
+
+// As when the file changed after the call was let in: then there is no account to limit it.
+TEST_F(PublicServicesTest, ACallWhoseKeyIsGoneIsRefused) {
+  const std::string path = testing::TempDir() + "/gone_keys";
+  std::ofstream(path) << "alice alice-0123456789\n";
+  const base::FakeClock clock;
+  const auto keys = ApiKeys::Open(path, clock, clock);
+  ASSERT_TRUE(keys.ok()) << keys.status();
+  GenerationServiceImpl service(model_, engine_, executor_, keys->get());
+  grpc::ServerBuilder builder;
+  builder.RegisterService(&service);
+  const auto server = builder.BuildAndStart();
+  const auto stub = v1::GenerationService::NewStub(server->InProcessChannel({}));
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer bob-0123456789abc");
+  v1::GenerateResponse response;
+  const auto reader = stub->Generate(&context, Prompt({1}));
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(engine_.submitted(), 0u);
+  server->Shutdown();
+}
+
 TEST_F(PublicServicesTest, OneFailureCancelsTheRestOfABatch) {
   auto stub = v1::GenerationService::NewStub(channel_);
   v1::GenerateBatchRequest batch;
@@ -943,6 +1124,10 @@ TEST_F(PublicServicesTest, ModelAndTokenizerAnswer) {
   EXPECT_EQ(model.vocab_size(), 512);
   EXPECT_EQ(model.heads_size(), 2);
   EXPECT_TRUE(model.can_chat());
+  EXPECT_EQ(model.limits().max_prompt_tokens(), model.context_length());
+  EXPECT_EQ(model.limits().max_message_bytes(), 64 << 20);
+  EXPECT_EQ(model.limits().max_unread_bytes(), 16 << 20);
+  EXPECT_EQ(model.limits().max_reply_bytes(), 256 << 20);
   v1::TokenizeRequest request;
   request.set_text("hi <|start|>");
   v1::TokenizeResponse ids;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "base/utf8.h"
 
 namespace conclave::coordinator {
@@ -99,6 +100,15 @@ absl::Status Explain(const grpc::ByteBuffer& bytes, const pb::Descriptor* descri
       fmt::format("the request is not a {} message", descriptor->full_name()));
 }
 
+// At most 2 GiB, which is protobuf's own limit.
+grpc::Slice Serialize(const pb::Message& message) {
+  grpc::Slice slice(message.ByteSizeLong());
+  const bool whole =
+      message.SerializeToArray(const_cast<uint8_t*>(slice.begin()), static_cast<int>(slice.size()));
+  CONCLAVE_CHECK(whole);
+  return slice;
+}
+
 }  // namespace
 
 absl::Status ParseRequest(const grpc::ByteBuffer& bytes, pb::Message* message) {
@@ -107,9 +117,31 @@ absl::Status ParseRequest(const grpc::ByteBuffer& bytes, pb::Message* message) {
 }
 
 grpc::ByteBuffer SerializeResponse(const pb::Message& message) {
-  grpc::Slice slice(message.ByteSizeLong());
-  message.SerializeToArray(const_cast<uint8_t*>(slice.begin()), static_cast<int>(slice.size()));
+  const grpc::Slice slice = Serialize(message);
   return grpc::ByteBuffer(&slice, 1);
+}
+
+void ReplyParts::Append(const pb::Message& part) {
+  bytes_ += part.ByteSizeLong();
+  if (bytes_ <= max_bytes_) {
+    slices_.push_back(Serialize(part));
+  } else {
+    slices_.clear();
+  }
+}
+
+absl::StatusOr<grpc::ByteBuffer> ReplyParts::Take() {
+  if (bytes_ > max_bytes_) {
+    return ReplyTooLarge(fmt::format("the reply has {} bytes", bytes_),
+                         static_cast<int>(max_bytes_));
+  }
+  return grpc::ByteBuffer(slices_.data(), slices_.size());
+}
+
+absl::Status ReplyTooLarge(std::string_view what, int max_bytes) {
+  return absl::ResourceExhaustedError(fmt::format(
+      "{}: more than {}, the most there may be (--max-reply-bytes); ask for less in one call", what,
+      max_bytes));
 }
 
 }  // namespace conclave::coordinator

@@ -45,5 +45,28 @@ TEST(ParseRequestTest, AnEmptyBufferIsTheEmptyMessage) {
   EXPECT_TRUE(ParseRequest(Bytes(""), &parsed).ok());
 }
 
+TEST(ReplyPartsTest, PartsAreOneMessageOnTheWireAndNotTooLarge) {
+  ReplyParts parts(1024);
+  for (uint32_t i = 0; i < 3; ++i) {
+    v1::GenerateBatchResponse part;
+    part.add_results()->set_index(i);
+    parts.Append(part);
+  }
+  const auto bytes = parts.Take();
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  v1::GenerateBatchResponse whole;
+  ASSERT_TRUE(ParseRequest(*bytes, &whole).ok());
+  ASSERT_EQ(whole.results_size(), 3);
+  EXPECT_EQ(whole.results(2).index(), 2);
+  ReplyParts none(1024);
+  ASSERT_TRUE(none.Take().ok());
+  ReplyParts large(1024);
+  v1::GenerateBatchResponse part;
+  part.add_results()->set_text(std::string(600, 'x'));
+  large.Append(part);
+  large.Append(part);
+  EXPECT_EQ(large.Take().status().code(), absl::StatusCode::kResourceExhausted);
+}
+
 }  // namespace
 }  // namespace conclave::coordinator

@@ -10,6 +10,7 @@
 
 #include "base/status_macros.h"
 #include "coordinator/conversation.h"
+#include "coordinator/raw_request.h"
 #include "coordinator/translate.h"
 
 namespace conclave::coordinator {
@@ -32,7 +33,7 @@ absl::Status AddLabels(const ServingModel& model, const v1::ScoreLabelsRequest& 
   for (int i = 0; i < request.labels_size(); ++i) {
     const std::string& label = request.labels(i);
     if (label.empty()) return Invalid("labels[{}] is empty", i);
-    if (!seen.insert(label).second) return Invalid("labels[{}] is there twice: '{}'", i, label);
+    if (!seen.insert(label).second) return Invalid("labels[{}] is there twice", i);
     if (label.size() >
         model.tokenizer->longest_token() * static_cast<size_t>(model.config.context_length)) {
       return Invalid("labels[{}] has {} bytes: more than the context holds", i, label.size());
@@ -122,6 +123,24 @@ v1::LabelScoring ScoreOne(const LabelQuestions& questions,
   return scoring;
 }
 
+// What a few inputs and labels of a message multiply to.
+absl::Status CheckProducts(const ServingModel& model, const LabelQuestions& questions) {
+  const auto size_of_all = [](const auto& lists) {
+    int64_t size = 0;
+    for (const auto& list : lists) size += static_cast<int64_t>(list.size());
+    return size;
+  };
+  const auto prompts = static_cast<int64_t>(questions.prompts.size());
+  const auto labels = static_cast<int64_t>(questions.labels.size());
+  RETURN_IF_ERROR(CheckCallTokens(
+      model, "inputs, counting labels,",
+      size_of_all(questions.prompts) * labels + size_of_all(questions.label_tokens) * prompts));
+  const int64_t bytes = size_of_all(questions.labels) * prompts;
+  if (bytes <= model.limits.max_reply_bytes) return absl::OkStatus();
+  return ReplyTooLarge(fmt::format("the labels, repeated for each input, have {} bytes", bytes),
+                       model.limits.max_reply_bytes);
+}
+
 }  // namespace
 
 absl::StatusOr<LabelQuestions> TranslateScoreLabels(const ServingModel& model,
@@ -154,9 +173,11 @@ absl::StatusOr<LabelQuestions> TranslateScoreLabels(const ServingModel& model,
                               static_cast<int>(longest), out));
   }
   out.calibrated = request.has_null_prompt();
-  if (!out.calibrated) return out;
-  RETURN_IF_ERROR(
-      AddPrompt(model, request.null_prompt(), "null_prompt", static_cast<int>(longest), out));
+  if (out.calibrated) {
+    RETURN_IF_ERROR(
+        AddPrompt(model, request.null_prompt(), "null_prompt", static_cast<int>(longest), out));
+  }
+  RETURN_IF_ERROR(CheckProducts(model, out));
   return out;
 }
 

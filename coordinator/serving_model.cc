@@ -53,6 +53,13 @@ std::string ListHeads(const ServingModel& model) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+// In quotation marks; one that is no head's may be anything.
+std::string ShortName(const std::string& name) {
+  constexpr size_t kMaxBytes = 64;
+  if (name.size() > kMaxBytes) return fmt::format("(a name of {} bytes)", name.size());
+  return fmt::format("'{}'", name);
+}
+
 }  // namespace
 
 std::string ServingModel::prompt_bound() const {
@@ -105,9 +112,10 @@ absl::StatusOr<int> FindHead(const ServingModel& model, model::Architecture kind
   }
   if (found < 0) {
     return absl::InvalidArgumentError(
-        known ? fmt::format("head '{}' is not a {} classification head; loaded: {}", name,
-                            KindName(kind), ListHeads(model))
-              : fmt::format("head '{}' is not loaded; loaded: {}", name, ListHeads(model)));
+        known
+            ? fmt::format("head '{}' is not a {} classification head; loaded: {}", name,
+                          KindName(kind), ListHeads(model))
+            : fmt::format("head {} is not loaded; loaded: {}", ShortName(name), ListHeads(model)));
   }
   return found;
 }

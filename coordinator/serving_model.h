@@ -36,8 +36,14 @@ struct ServingLimits {
   int max_running = 0;
   int max_queued = 0;
   int max_step_tokens = 0;
+  int max_message_bytes = 64 << 20;
   int max_prompt_tokens = 0;        // of one request; 0: what the context holds
   int max_unread_bytes = 16 << 20;  // events that may wait for the reader of one stream
+  int max_unread_seconds = 60;      // that a message may wait for its reader; 0: no limit
+  int max_reply_bytes = 256 << 20;  // of a unary call: its results, and the message made of them
+  // Of the prompts of one call, each as often as it has completions or labels: 256 MiB. What has
+  // one of each cannot reach it in a message of the usual limit.
+  int64_t max_call_tokens = 64 << 20;
 };
 
 struct ServingModel {

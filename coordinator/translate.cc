@@ -354,6 +354,12 @@ absl::StatusOr<Request> TranslateChat(const ServingModel& model, const v1::ChatR
   return out;
 }
 
+absl::Status CheckCallTokens(const ServingModel& model, const std::string& field, int64_t tokens) {
+  if (tokens <= model.limits.max_call_tokens) return absl::OkStatus();
+  return Invalid("{} have prompts of more than {} tokens together, the most of one call", field,
+                 model.limits.max_call_tokens);
+}
+
 absl::Status CheckBatchSize(const std::string& field, int size) {
   if (size == 0) return Invalid("{} is empty: at least one", field);
   if (size > kMaxBatch) return Invalid("{} has {} entries: at most {}", field, size, kMaxBatch);

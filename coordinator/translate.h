@@ -45,6 +45,10 @@ absl::Status TranslateClaim(int priority, const std::string& user, const std::st
 // `field` names the list.
 absl::Status CheckBatchSize(const std::string& field, int size);
 
+// Refuses a call whose prompts have so many tokens, each counted as often as it is computed:
+// completions and labels multiply what a message holds.
+absl::Status CheckCallTokens(const ServingModel& model, const std::string& field, int64_t tokens);
+
 }  // namespace conclave::coordinator
 
 #endif  // CONCLAVE_COORDINATOR_TRANSLATE_H_

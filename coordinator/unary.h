@@ -6,7 +6,11 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
+#include <limits>
+#include <utility>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/grpc_status.h"
 #include "coordinator/call_record.h"
 #include "coordinator/engine.h"
@@ -26,7 +30,13 @@ grpc::ServerUnaryReactor* AnswerUnary(Method method, Engine& engine,
   ReplyProto reply;
   absl::Status status = ParseRequest(bytes, &request);
   if (status.ok()) status = answer(request, &reply);
-  if (status.ok()) *response = SerializeResponse(reply);
+  if (status.ok()) {
+    ReplyParts whole(std::numeric_limits<int>::max());
+    whole.Append(reply);
+    absl::StatusOr<grpc::ByteBuffer> taken = whole.Take();
+    if (taken.ok()) *response = *std::move(taken);
+    status = taken.status();
+  }
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const grpc::Status ended = base::ToGrpc(status);
   record.End(ended);

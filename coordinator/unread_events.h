@@ -22,6 +22,14 @@ namespace conclave::coordinator {
 // however many wait for a slow reader.
 inline constexpr size_t kMaxEventsPerMessage = 4096;
 
+// What a TokenEvent or PromptLogprob takes in memory.
+template <typename Event>
+size_t BytesOf(const Event& event) {
+  constexpr size_t kAllocation = 16;
+  const size_t top = event.top.size() * sizeof(event.top.front());
+  return sizeof(Event) + (top > 0 ? top + kAllocation : 0);
+}
+
 // Of a TokenEvent or PromptLogprob. Not thread-safe.
 template <typename Event>
 class UnreadEvents {
@@ -46,12 +54,6 @@ class UnreadEvents {
   size_t bytes() const { return bytes_; }
 
  private:
-  static size_t BytesOf(const Event& event) {
-    constexpr size_t kAllocation = 16;
-    const size_t top = event.top.size() * sizeof(event.top.front());
-    return sizeof(Event) + (top > 0 ? top + kAllocation : 0);
-  }
-
   std::deque<Event> events_;
   size_t bytes_ = 0;
 };

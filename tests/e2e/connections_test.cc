@@ -8,8 +8,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "gmock/gmock.h"
@@ -60,6 +66,87 @@ TEST(ConnectionsTest, AClientThatDoesNotReadLosesItsStreamAndAPromptMayBeTooLong
   const auto longer = GenerateOne(server.channel(), GreedyRequest(Tokens(9, 1), 4));
   EXPECT_EQ(longer.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(longer.status().message()), HasSubstr("--max-prompt-tokens 8"));
+}
+
+// The most memory that a process has ever held, in bytes.
+size_t PeakBytes(pid_t pid) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    size_t kilobytes = 0;
+    if (std::sscanf(line.c_str(), "VmHWM: %zu kB", &kilobytes) == 1) return kilobytes << 10;
+  }
+  return 0;
+}
+
+TEST(ConnectionsTest, ManyClientsThatDoNotReadHoldNoMoreThanTheyMayAndNotForLong) {
+  constexpr int kStreams = 60;
+  constexpr int kOpen = 16;
+  constexpr size_t kUnread = 256 << 10;
+  Server server({.args = {"--max-unread-bytes", std::to_string(kUnread), "--max-unread-seconds",
+                          "1", "--max-open-calls", std::to_string(kOpen)}});
+  ASSERT_TRUE(server.WaitServing()) << server.log();
+  ASSERT_TRUE(GenerateOne(server.channel(), LongAnswer()).ok());
+  const size_t before = PeakBytes(server.CoordinatorPid());
+  const auto stub = v1::GenerationService::NewStub(SmallWindow(server.address()));
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
+  for (int i = 0; i < kStreams; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(stub->Generate(contexts.back().get(), LongAnswer()));
+  }
+  // Each is cut while its client still takes nothing, and makes room for another.
+  uint32_t most_open = 0;
+  const absl::Time end = absl::Now() + Scaled(absl::Seconds(60));
+  int cut = 0;
+  while (cut < kStreams && absl::Now() < end) {
+    const v1::GetClusterResponse cluster = server.Cluster();
+    most_open = std::max(most_open, cluster.counters().queued() + cluster.counters().running());
+    const std::string log = server.log();
+    cut = 0;
+    for (size_t at = 0; (at = log.find("event=client_takes_nothing", at)) != std::string::npos;) {
+      ++cut;
+      ++at;
+    }
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  EXPECT_EQ(cut, kStreams);
+  EXPECT_LE(most_open, uint32_t{kOpen} * kCompletions);
+  // What waits, the message that is on its way, and its copy in gRPC.
+  const size_t grown = PeakBytes(server.CoordinatorPid()) - before;
+  RecordProperty("grown_bytes", static_cast<int>(grown));
+  EXPECT_LT(grown, kOpen * 4 * kUnread);
+  for (const auto& reader : readers) {
+    for (v1::GenerateResponse part; reader->Read(&part);) {
+    }
+    EXPECT_FALSE(reader->Finish().ok());
+  }
+}
+
+TEST(ConnectionsTest, LimitsOfClientsAreNotThoseOfWorkers) {
+  Server server({.args = {"--max-message-bytes", "1024", "--keepalive-seconds", "1"}});
+  ASSERT_TRUE(server.WaitServing()) << server.log();
+  const v1::GetClusterResponse first = server.Cluster();
+  // Silent for longer than a client may be, and for less than it takes to be given up.
+  ASSERT_EQ(first.ranks_size(), 1);
+  const auto worker = static_cast<pid_t>(first.ranks(0).pid());
+  ASSERT_EQ(::kill(worker, SIGSTOP), 0);
+  absl::SleepFor(absl::Milliseconds(2700));
+  ASSERT_EQ(::kill(worker, SIGCONT), 0);
+  EXPECT_TRUE(GenerateOne(server.channel(), GreedyRequest({1, 2, 3}, 4)).ok());
+  // Heartbeats tell of it, with the load of every expert.
+  EXPECT_TRUE(server.WaitForCluster(
+      [](const v1::GetClusterResponse& cluster) {
+        return cluster.ranks_size() == 1 && cluster.ranks(0).mxfp4_launches() > 0;
+      },
+      Scaled(absl::Seconds(10))));
+  EXPECT_EQ(server.Cluster().epoch(), first.epoch());
+  v1::TokenizeRequest large;
+  large.set_text(std::string(1024, 'x'));
+  v1::TokenizeResponse ids;
+  grpc::ClientContext context;
+  EXPECT_EQ(
+      v1::ModelService::NewStub(server.channel())->Tokenize(&context, large, &ids).error_code(),
+      grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
 TEST(ConnectionsTest, AnOldConnectionIsLeftAndItsStreamGoesOnToItsEnd) {

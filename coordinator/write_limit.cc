@@ -1,0 +1,86 @@
+#include "coordinator/write_limit.h"
+
+#include <grpcpp/alarm.h>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "base/clock.h"
+#include "base/logging.h"
+
+namespace conclave::coordinator {
+
+// An alarm is set when a write begins and none is, and looks at the write that is then under way:
+// at most one for each `limit`, however many writes.
+struct WriteLimit::State : std::enable_shared_from_this<State> {
+  State(grpc::CallbackServerContext* borrowed, absl::Duration most)
+      : limit(most), context(borrowed) {}
+
+  void SetAlarm(absl::Duration wait) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    alarm = std::make_unique<grpc::Alarm>();
+    alarm->Set(absl::ToChronoTime(absl::Now() + wait),
+               [self = shared_from_this()](bool) { self->Look(); });
+  }
+
+  void Look() {
+    grpc::CallbackServerContext* cancelled = nullptr;
+    {
+      absl::MutexLock lock(&mutex);
+      alarm_set = false;
+      if (context == nullptr || !writing) return;
+      const absl::Duration left = began + limit - base::SteadyNow();
+      if (left > absl::ZeroDuration()) {
+        alarm_set = true;
+        return SetAlarm(left);
+      }
+      cancelling = true;
+      cancelled = context;
+    }
+    base::Log().info("event=client_takes_nothing peer={} seconds={}", cancelled->peer(),
+                     absl::ToDoubleSeconds(limit));
+    cancelled->TryCancel();
+    absl::MutexLock lock(&mutex);
+    cancelling = false;
+  }
+
+  const absl::Duration limit;
+  absl::Mutex mutex;  // guards all below
+  grpc::CallbackServerContext* context ABSL_GUARDED_BY(mutex);
+  bool writing ABSL_GUARDED_BY(mutex) = false;
+  bool cancelling ABSL_GUARDED_BY(mutex) = false;  // the context is in use without the mutex
+  bool alarm_set ABSL_GUARDED_BY(mutex) = false;
+  absl::Time began ABSL_GUARDED_BY(mutex);
+  std::unique_ptr<grpc::Alarm> alarm ABSL_GUARDED_BY(mutex);
+};
+
+WriteLimit::WriteLimit(grpc::CallbackServerContext& context, absl::Duration limit)
+    : state_(limit > absl::ZeroDuration() ? std::make_shared<State>(&context, limit) : nullptr) {}
+
+void WriteLimit::Begin() {
+  if (state_ == nullptr) return;
+  absl::MutexLock lock(&state_->mutex);
+  if (state_->context == nullptr) return;
+  state_->writing = true;
+  state_->began = base::SteadyNow();
+  if (state_->alarm_set) return;
+  state_->alarm_set = true;
+  state_->SetAlarm(state_->limit);
+}
+
+void WriteLimit::End() {
+  if (state_ == nullptr) return;
+  absl::MutexLock lock(&state_->mutex);
+  state_->writing = false;
+}
+
+void WriteLimit::Leave() {
+  if (state_ == nullptr) return;
+  std::unique_ptr<grpc::Alarm> alarm;  // cancelled without the mutex, which its callback takes
+  absl::MutexLock lock(&state_->mutex);
+  state_->mutex.Await(absl::Condition(
+      +[](bool* cancelling) { return !*cancelling; }, &state_->cancelling));
+  state_->context = nullptr;
+  alarm = std::move(state_->alarm);
+}
+
+}  // namespace conclave::coordinator
