@@ -134,9 +134,9 @@ TEST(ConnectionsTest, LimitsOfClientsAreNotThoseOfWorkers) {
   absl::SleepFor(absl::Milliseconds(2700));
   ASSERT_EQ(::kill(worker, SIGCONT), 0);
   // On a connection of its own: the first was idle for a while, too.
-  const auto generated = GenerateOne(SmallWindow(server.address()), GreedyRequest({1, 2, 3}, 4));
+  const auto generated = GenerateOne(SmallWindow(server.address()), LongAnswer());
   EXPECT_TRUE(generated.ok()) << generated.status() << server.log();
-  // Heartbeats tell of it, with the load of every expert.
+  // Results of its steps were larger than a client's message may be. Heartbeats tell of the steps.
   EXPECT_TRUE(server.WaitForCluster(
       [](const v1::GetClusterResponse& cluster) {
         return cluster.ranks_size() == 1 && cluster.ranks(0).mxfp4_launches() > 0;
