@@ -45,6 +45,8 @@ int Main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) args << " " << argv[i];
   args << std::endl;
   std::printf("internal %s\n", Flag(argc, argv, "--internal-listen").c_str());
+  const std::string health = Flag(argc, argv, "--health-listen");
+  if (!health.empty()) std::printf("health %s\n", health.c_str());
   std::printf("listening %s\n", server.address().c_str());
   std::fflush(stdout);
   const int workers = std::atoi(Flag(argc, argv, "--workers").c_str());

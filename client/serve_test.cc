@@ -128,13 +128,15 @@ class ServeTest : public testing::Test {
 };
 
 TEST_F(ServeTest, PrintsItsAddressesWhenRequestsAreAccepted) {
-  Start({"--workers", "3"});
+  Start({"--workers", "3", "--health-listen", "127.0.0.1:8"});
   ASSERT_TRUE(WaitForServing()) << Err();
   std::istringstream lines(Out());
-  std::string internal, serving, more;
+  std::string internal, health, serving, more;
   std::getline(lines, internal);
+  std::getline(lines, health);
   std::getline(lines, serving);
   EXPECT_EQ(internal, "internal 127.0.0.1:7");
+  EXPECT_EQ(health, "health 127.0.0.1:8");
   ASSERT_THAT(serving, StartsWith("serving 127.0.0.1:"));
   EXPECT_FALSE(std::getline(lines, more)) << more;
   EXPECT_EQ(Workers().size(), 3u);

@@ -66,7 +66,7 @@ void BatchCall::Close(const grpc::Status& status) {
     absl::MutexLock lock(&mutex_);
     record_.End(status);
   }
-  write_limit_.Begin();
+  write_limit_.Begin(response_->Length());
   Finish(status);
 }
 
@@ -105,6 +105,7 @@ bool BatchCall::TakeNext(size_t& next) {
   pumping_ = true;
   next = next_++;
   open_ += items;
+  ends_ = 0;
   for (Request& request : requests_[next]) request.of_open_call = record_.admitted();
   return true;
 }
@@ -122,11 +123,12 @@ void BatchCall::SubmitForks(size_t next) {
       ids_.insert(ids_.end(), ids->begin(), ids->end());
     } else {
       open_ -= items;
-      // Full: it is this one's turn again when another of the batch has ended.
-      const bool full = absl::IsResourceExhausted(ids.status()) && open_ > 0 &&
+      // Full: it is this one's turn again when another of the batch has ended, which may have
+      // happened while the engine refused it.
+      const bool full = absl::IsResourceExhausted(ids.status()) && (open_ > 0 || ends_ > 0) &&
                         base::RetryDelay(ids.status()).has_value();
       if (full) --next_;
-      waits_ = full;
+      waits_ = full && ends_ == 0;
       refused = !full;
     }
     failed = !status_.ok();
@@ -146,6 +148,7 @@ void BatchCall::Ended(size_t index, const Outcome& outcome) {
     record_.Add(outcome);
     rest = NoteFailure(outcome.status);
     --open_;
+    ++ends_;
     waits_ = false;
     pump = open_ == 0 || next_ < requests_.size();
   }

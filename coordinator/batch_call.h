@@ -85,6 +85,7 @@ class BatchCall final : public grpc::ServerUnaryReactor,
   std::vector<RequestId> ids_;
   size_t next_ = 0;       // of requests_, to submit
   size_t open_ = 0;       // items submitted that have not ended
+  size_t ends_ = 0;       // items that have ended since the last were submitted
   bool pumping_ = false;  // one thread submits
   bool waits_ = false;    // the queue was full; until an item ends
   bool finished_ = false;

@@ -127,7 +127,7 @@ bool ChatCall::WriteNext() {
   if (unwritten_.empty()) return false;
   written_ = std::move(unwritten_.front());
   unwritten_.pop_front();
-  write_limit_.Begin();
+  write_limit_.Begin(written_.Length());
   StartWrite(&written_);
   return true;
 }

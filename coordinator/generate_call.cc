@@ -166,7 +166,7 @@ void GenerateCall::Pump() {
   builder.Append(work.tokens, &response);
   if (work.last) builder.Finish(*completions_[work.completion].outcome, &response);
   written_ = SerializeResponse(response);
-  write_limit_.Begin();
+  write_limit_.Begin(written_.Length());
   StartWrite(&written_);  // OnWriteDone pumps again
 }
 

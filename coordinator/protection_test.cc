@@ -279,5 +279,18 @@ TEST(ProtectionTest, HalfOfWhatTlsNeedsIsRefused) {
               HasSubstr("--internal-tls-cert"));
 }
 
+std::string LogOfPublicPort(const ProtectionOptions& options, const std::string& listen) {
+  CallAccount calls;
+  testing::internal::CaptureStderr();
+  (void)PublicCredentials(options, listen, nullptr, calls);
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(ProtectionTest, APortThatIsOpenToEverybodyIsSaidToBe) {
+  EXPECT_THAT(LogOfPublicPort({}, "0.0.0.0:50051"), HasSubstr("event=public_port_open"));
+  EXPECT_EQ(LogOfPublicPort({}, "127.0.0.1:50051"), "");
+  EXPECT_EQ(LogOfPublicPort({.tls = {.ca = "clients.pem"}}, "0.0.0.0:50051"), "");
+}
+
 }  // namespace
 }  // namespace conclave::coordinator

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/grpc_status.h"
+#include "base/logging.h"
 #include "base/retry_delay.h"
 #include "coordinator/api_keys.h"
 #include "coordinator/classification_service.h"
@@ -223,6 +224,17 @@ TEST_F(PublicServicesTest, EveryCallHasARequestIdAndKeepsItsTrace) {
     EXPECT_EQ(Trailer(context, "x-request-id").size(), 32u);
     EXPECT_EQ(Trailer(context, "traceparent"), "");
   }
+}
+
+TEST_F(PublicServicesTest, ARequestIdOfDigitsIsStillAString) {
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(base::InitLogging("coordinator", "info", "json").ok());
+  grpc::ClientContext context;
+  context.AddMetadata("x-request-id", "42");
+  v1::GetModelResponse model;
+  EXPECT_TRUE(v1::ModelService::NewStub(channel_)->GetModel(&context, {}, &model).ok());
+  EXPECT_TRUE(base::InitLogging("coordinator", "info", "text").ok());
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("\"request_id\":\"42\""));
 }
 
 TEST_F(PublicServicesTest, CallsAreCountedWhileTheyRunAndByHowTheyEnd) {

@@ -10,61 +10,73 @@
 
 namespace conclave::coordinator {
 
+namespace {
+
+// Whoever takes less is as good as gone.
+constexpr double kSlowestBytesPerSecond = 256 << 10;
+
+}  // namespace
+
 // An alarm is set when a write begins and none is, and looks at the write that is then under way:
 // at most one for each `limit`, however many writes.
 struct WriteLimit::State : std::enable_shared_from_this<State> {
   State(grpc::CallbackServerContext* borrowed, absl::Duration most)
       : limit(most), context(borrowed) {}
 
-  void SetAlarm(absl::Duration wait) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
-    alarm = std::make_unique<grpc::Alarm>();
-    alarm->Set(absl::ToChronoTime(absl::Now() + wait),
+  void SetAlarm(absl::Duration wait) {
+    auto other = std::make_unique<grpc::Alarm>();
+    other->Set(absl::ToChronoTime(absl::Now() + wait),
                [self = shared_from_this()](bool) { self->Look(); });
+    absl::MutexLock lock(&mutex);
+    alarm.swap(other);
   }
 
   void Look() {
     grpc::CallbackServerContext* cancelled = nullptr;
+    absl::Duration left;
     {
       absl::MutexLock lock(&mutex);
-      alarm_set = false;
-      if (context == nullptr || !writing) return;
-      const absl::Duration left = began + limit - base::SteadyNow();
-      if (left > absl::ZeroDuration()) {
-        alarm_set = true;
-        return SetAlarm(left);
-      }
-      cancelling = true;
-      cancelled = context;
+      alarm_set = context != nullptr && writing;
+      if (!alarm_set) return;
+      left = began + allowed - base::SteadyNow();
+      cancelling = left <= absl::ZeroDuration();
+      if (cancelling) cancelled = context;
     }
-    base::Log().info("event=client_takes_nothing peer={} seconds={}", cancelled->peer(),
-                     absl::ToDoubleSeconds(limit));
+    if (cancelled == nullptr) return SetAlarm(left);
+    base::Log().info("event=client_takes_nothing peer={}", cancelled->peer());
     cancelled->TryCancel();
     absl::MutexLock lock(&mutex);
     cancelling = false;
   }
 
   const absl::Duration limit;
-  absl::Mutex mutex;  // guards all below
+  absl::Mutex mutex;  // guards all below; gRPC, which has locks of its own, is not called with it
   grpc::CallbackServerContext* context ABSL_GUARDED_BY(mutex);
   bool writing ABSL_GUARDED_BY(mutex) = false;
   bool cancelling ABSL_GUARDED_BY(mutex) = false;  // the context is in use without the mutex
   bool alarm_set ABSL_GUARDED_BY(mutex) = false;
   absl::Time began ABSL_GUARDED_BY(mutex);
+  absl::Duration allowed ABSL_GUARDED_BY(mutex);  // from then on
   std::unique_ptr<grpc::Alarm> alarm ABSL_GUARDED_BY(mutex);
 };
 
 WriteLimit::WriteLimit(grpc::CallbackServerContext& context, absl::Duration limit)
     : state_(limit > absl::ZeroDuration() ? std::make_shared<State>(&context, limit) : nullptr) {}
 
-void WriteLimit::Begin() {
+void WriteLimit::Begin(size_t bytes) {
   if (state_ == nullptr) return;
-  absl::MutexLock lock(&state_->mutex);
-  if (state_->context == nullptr) return;
-  state_->writing = true;
-  state_->began = base::SteadyNow();
-  if (state_->alarm_set) return;
-  state_->alarm_set = true;
-  state_->SetAlarm(state_->limit);
+  const absl::Duration allowed =
+      state_->limit + absl::Seconds(static_cast<double>(bytes) / kSlowestBytesPerSecond);
+  {
+    absl::MutexLock lock(&state_->mutex);
+    if (state_->context == nullptr) return;
+    state_->writing = true;
+    state_->began = base::SteadyNow();
+    state_->allowed = allowed;
+    if (state_->alarm_set) return;
+    state_->alarm_set = true;
+  }
+  state_->SetAlarm(allowed);
 }
 
 void WriteLimit::End() {
@@ -75,7 +87,7 @@ void WriteLimit::End() {
 
 void WriteLimit::Leave() {
   if (state_ == nullptr) return;
-  std::unique_ptr<grpc::Alarm> alarm;  // cancelled without the mutex, which its callback takes
+  std::unique_ptr<grpc::Alarm> alarm;  // cancelled after the mutex is left
   absl::MutexLock lock(&state_->mutex);
   state_->mutex.Await(absl::Condition(
       +[](bool* cancelling) { return !*cancelling; }, &state_->cancelling));

@@ -6,6 +6,7 @@
 
 #include <grpcpp/server_context.h>
 
+#include <cstddef>
 #include <memory>
 
 #include "absl/time/time.h"
@@ -15,14 +16,15 @@ namespace conclave::coordinator {
 // Of one call. Thread-safe; a write costs it a lock and no timer.
 class WriteLimit {
  public:
-  // Borrows the context. `limit` is of one message; zero or less: none.
+  // Borrows the context. `limit` is of one message, and a large one has longer, for lines are slow;
+  // zero or less: none.
   WriteLimit(grpc::CallbackServerContext& context, absl::Duration limit);
   ~WriteLimit() { Leave(); }
   WriteLimit(const WriteLimit&) = delete;
   WriteLimit& operator=(const WriteLimit&) = delete;
 
-  // A message is handed to gRPC, and has gone to the client. One at a time.
-  void Begin();
+  // A message of so many bytes is handed to gRPC, and has gone to the client. One at a time.
+  void Begin(size_t bytes);
   void End();
   // In OnDone: the context is not touched any more.
   void Leave();
