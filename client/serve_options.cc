@@ -148,6 +148,15 @@ void AddServeFlags(base::FlagSet& command, ServeOptions* options) {
       .Range(1, 4096);
   command.AddSwitch("--no-graphs", &options->no_graphs,
                     "With --device cuda: launch every kernel by itself, not as a CUDA graph");
+  command
+      .Add(
+          "--direct-kib",
+          [options](const std::string& value) {
+            options->worker_flags.insert(options->worker_flags.end(), {"--direct-kib", value});
+          },
+          "With --device cuda: blocks of up to so many KiB between two GPUs go past NCCL [0]")
+      .Type("N")
+      .SilentRange(0, 1 << 16);
   command.Add("--health-listen", &options->health_listen, "Plaintext grpc.health.v1")
       .Type("HOST:PORT");
   command.Add("--metrics-listen", &options->metrics_listen, "Metrics for Prometheus, over HTTP")

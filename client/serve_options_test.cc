@@ -54,6 +54,11 @@ TEST(ServeOptionsTest, HealthIsServedWhereItIsAskedFor) {
   EXPECT_EQ(ValueOf(argv, "--health-listen"), "0.0.0.0:7000");
 }
 
+TEST(ServeOptionsTest, WorkersAreToldWhatGoesPastNccl) {
+  const ServeOptions options = Parse({"--model", "m", "--device", "cuda", "--direct-kib", "512"});
+  EXPECT_EQ(ValueOf(WorkerArgv(options, 1, "127.0.0.1:9"), "--direct-kib"), "512");
+}
+
 TEST(ServeOptionsTest, AWorkerWaitsLongerThanTheCoordinatorHasToLetItGo) {
   const ServeOptions options = Parse({"--model", "m", "--drain-limit", "100"});
   EXPECT_EQ(ValueOf(CoordinatorArgv(options, {}), "--drain-limit"), "100");

@@ -17,15 +17,20 @@ namespace {
 
 // The table of experts.h.
 struct StreamRow {
-  int tokens_per_expert;  // at most
+  int64_t pairs;  // up to so many
   StreamOptions gate_up;
   StreamOptions down;
 };
 constexpr StreamRow kStreamTable[] = {
-    {12,
+    {16,
      {.token_blocks = 2, .warp_chunks = 3, .stages = 4},
      {.token_blocks = 2, .warp_chunks = 3, .stages = 4}},
+    {kMaxStreamPairs,
+     {.token_blocks = 2, .warp_chunks = 3, .stages = 3, .interleave = 6, .prefetch = 4},
+     {.token_blocks = 2, .warp_chunks = 3, .stages = 3, .interleave = 6}},
 };
+// With more tokens for each expert the tile kernel is faster.
+constexpr int64_t kMaxStreamTokensPerExpert = 12;
 
 // Results of this many pairs are kept in float32 until they are added up, of more in bf16: there
 // the bytes count.
@@ -148,8 +153,9 @@ ExpertPlan ExpertKernels::Choose(const CudaExpertWeights& weights,
     return *forced_;
   }
   const int64_t pairs = int64_t{args.max_copies} * args.k;
+  if (!can_stream || pairs > kMaxStreamTokensPerExpert * args.num_experts) return plan;
   for (const StreamRow& row : kStreamTable) {
-    if (!can_stream || pairs > int64_t{row.tokens_per_expert} * args.num_experts) continue;
+    if (pairs > row.pairs) continue;
     plan.kernel = ExpertPlan::Kernel::kStream;
     plan.gate_up = row.gate_up;
     plan.down = row.down;
