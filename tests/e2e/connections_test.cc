@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -115,7 +116,10 @@ TEST(ConnectionsTest, ManyClientsThatDoNotReadHoldNoMoreThanTheyMayAndNotForLong
   const size_t grown = PeakBytes(server.CoordinatorPid()) - before;
   std::printf("%d streams, %d at a time: the coordinator grew by %zu bytes\n", kStreams, kOpen,
               grown);
-  EXPECT_LT(grown, kOpen * 4 * kUnread);
+  // Sanitizers keep what was freed for a while.
+  if (std::getenv("CONCLAVE_SANITIZER") == nullptr) {
+    EXPECT_LT(grown, kOpen * 4 * kUnread);
+  }
   for (const auto& reader : readers) {
     for (v1::GenerateResponse part; reader->Read(&part);) {
     }
