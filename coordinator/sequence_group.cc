@@ -247,12 +247,10 @@ BlockCount SequenceGroup::Returning() const {
 }
 
 Sequence* SequenceGroup::LowestBelow(const Sequence& sequence) {
-  for (auto other = resident_.rbegin(); other != resident_.rend(); ++other) {
-    if (!sequence.RanksAbove(**other)) return nullptr;
-    if ((*other)->ended() || (*other)->preempted()) continue;
-    return *other;
-  }
-  return nullptr;
+  const auto lowest = std::find_if(resident_.rbegin(), resident_.rend(), [](const Sequence* other) {
+    return !other->ended() && !other->preempted();
+  });
+  return lowest != resident_.rend() && sequence.RanksAbove(**lowest) ? *lowest : nullptr;
 }
 
 absl::Status SequenceGroup::OnResult(const internal::v1::StepResult& result, absl::Time now,
