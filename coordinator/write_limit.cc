@@ -9,7 +9,6 @@
 #include "base/logging.h"
 
 namespace conclave::coordinator {
-
 namespace {
 
 // Whoever takes less is as good as gone.

@@ -46,8 +46,8 @@ struct AgentOptions {
   // Called when it did not. Must not return: nothing in this process can be relied on; the
   // supervisor starts another, which joins with nothing resident.
   std::function<void()> on_stuck;
-  // Called when this process can use its device no more (base/device_lost.h), on any thread. Must
-  // not return, as above.
+  // Called when this process can use its device no more (base/device_lost.h), on the step
+  // thread. Must not return, as above.
   std::function<void()> on_device_lost;
 };
 

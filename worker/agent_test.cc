@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <functional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -376,6 +377,19 @@ TEST_F(WorkerAgentTest, StopLeavesARunningStep) {
   EXPECT_EQ(Join(), absl::OkStatus());
 }
 
+// An agent from its registration to its first plan, then `after_plan`, then until it ends.
+void RunToFirstPlan(FakeCoordinator& coordinator, FakeRuntime& runtime, AgentOptions options,
+                    const std::function<void()>& after_plan) {
+  WorkerAgent agent(std::move(options), runtime);
+  std::thread run([&] { EXPECT_EQ(agent.Run(), absl::OkStatus()); });
+  coordinator.Next();
+  coordinator.Assign(1, 0);
+  coordinator.Next();
+  coordinator.Plan(1, 0);
+  after_plan();
+  run.join();
+}
+
 void RunStuckWorker() {
   FakeCoordinator coordinator;
   FakeRuntime runtime;
@@ -388,15 +402,10 @@ void RunStuckWorker() {
   AgentOptions options = Options(coordinator);
   options.end_limit = absl::Milliseconds(50);
   options.on_stuck = [] { _exit(3); };
-  WorkerAgent agent(std::move(options), runtime);
-  std::thread run([&] { EXPECT_EQ(agent.Run(), absl::OkStatus()); });
-  coordinator.Next();
-  coordinator.Assign(1, 0);
-  coordinator.Next();
-  coordinator.Plan(1, 0);
-  in_step.WaitForNotification();
-  coordinator.EndEpoch(1);
-  run.join();
+  RunToFirstPlan(coordinator, runtime, std::move(options), [&] {
+    in_step.WaitForNotification();
+    coordinator.EndEpoch(1);
+  });
 }
 
 TEST(WorkerAgentDeathTest, AStepThreadThatCannotLeaveItsEpochEndsTheProcess) {
@@ -412,13 +421,7 @@ void RunWorkerThatLosesItsDevice() {
   };
   AgentOptions options = Options(coordinator);
   options.on_device_lost = [] { _exit(4); };
-  WorkerAgent agent(std::move(options), runtime);
-  std::thread run([&] { EXPECT_EQ(agent.Run(), absl::OkStatus()); });
-  coordinator.Next();
-  coordinator.Assign(1, 0);
-  coordinator.Next();
-  coordinator.Plan(1, 0);
-  run.join();
+  RunToFirstPlan(coordinator, runtime, std::move(options), [] {});
 }
 
 TEST(WorkerAgentDeathTest, ADeviceThatIsLostEndsTheProcess) {

@@ -8,7 +8,6 @@
 #include "base/status_macros.h"
 
 namespace conclave::kernels::cuda {
-
 namespace {
 
 // What the CUDA runtime documents as "the process must be terminated and relaunched".

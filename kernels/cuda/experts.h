@@ -13,9 +13,8 @@
 // valid and routing even (max_copies * k / experts):
 //
 //   MXFP4, tokens per expert   kernel
-//   .. 12                      stream, 16 tokens of an expert at a time; over 16 pairs six blocks
-//                              take neighbouring tiles, and gate_up prefetches down
-//                                                                             (expert_stream.h)
+//   .. 12                      stream, 16 tokens of an expert at a time; from 17 pairs on six
+//                              blocks share a walk and down is prefetched     (expert_stream.h)
 //   more, or > 1,024 pairs     tile                                           (expert_tile.h)
 //   or sizes stream refuses
 //   dense bf16                 dense                                          (expert_dense.h)
